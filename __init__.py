@@ -1,0 +1,77 @@
+"""arenite: quantized models on edge boxes that must stay up, inside one fixed memory arena.
+
+::
+
+    import arenite
+
+    with arenite.Runtime(arena="2GiB") as runtime:
+        llm = runtime.load("assistant.gguf", context=4096, streams=8)
+        for piece in llm.stream("Turn on the kitchen light"):
+            print(piece, end="", flush=True)
+"""
+
+from .runtime.api import Model, Runtime
+from .runtime.arena import Plan, Snapshot
+from .runtime.config import ModelOptions
+from .runtime.errors import (
+    ArenaBusy,
+    ArenaTooSmall,
+    BadAnswer,
+    BadModel,
+    Busy,
+    Cancelled,
+    ConfigError,
+    ContextOverflow,
+    EngineClosed,
+    EngineError,
+    EngineFailed,
+    Error,
+    InvalidRequest,
+    MemoryPlanError,
+    MissingDependency,
+    ModelError,
+    ModelNotFound,
+    RequestError,
+    UnsupportedModel,
+)
+from .runtime.events import Usage
+from .runtime.request import Request, Sampling
+from .runtime.stats import Status
+from .runtime.ticket import Completion, Ticket, wait_all
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArenaBusy",
+    "ArenaTooSmall",
+    "BadAnswer",
+    "BadModel",
+    "Busy",
+    "Cancelled",
+    "Completion",
+    "ConfigError",
+    "ContextOverflow",
+    "EngineClosed",
+    "EngineError",
+    "EngineFailed",
+    "Error",
+    "InvalidRequest",
+    "MemoryPlanError",
+    "MissingDependency",
+    "Model",
+    "ModelError",
+    "ModelNotFound",
+    "ModelOptions",
+    "Plan",
+    "Request",
+    "RequestError",
+    "Runtime",
+    "Sampling",
+    "Snapshot",
+    "Status",
+    "Ticket",
+    "UnsupportedModel",
+    "Usage",
+    "__version__",
+    "wait_all",
+]
