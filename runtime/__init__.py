@@ -1,0 +1,1 @@
+"""Model in, tokens out; knows no network."""

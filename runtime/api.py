@@ -1,0 +1,237 @@
+"""What a program imports: a Runtime that owns the memory, Models in it, and the answers they give."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any, Self
+
+from . import chat
+from .backends.loader import Loader
+from .config import ModelOptions
+from .engine import Engine
+from .errors import ConfigError, EngineError, InvalidRequest
+from .request import Request, Sampling
+from .scheduler import check_fits
+from .ticket import Completion, Ticket
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+
+    from .arena import Plan
+    from .backends.base import ModelInfo
+    from .engine import Loaded
+    from .events import Event
+    from .stats import Status
+
+
+LONGEST_PIECE = 256  # characters; no vocabulary has longer pieces that are common
+
+
+class Runtime:
+    """One engine and its memory.
+
+    ::
+
+        with arenite.Runtime(arena="2GiB") as runtime:
+            llm = runtime.load("assistant.gguf", context=4096, streams=8)
+            for piece in llm.stream("Turn on the kitchen light"):
+                print(piece, end="")
+
+    ``arena``: bytes, ``2GiB``, ``80%`` of the machine's memory, or ``auto``: as much as the first model needs.
+    ``limit``: requests that may be unfinished at a time.
+
+    Raises ConfigError for a size that is none and ArenaTooSmall if the machine has not that much.  A second Runtime
+    of the same process shares the arena of the first: loading raises ArenaBusy if its plan does not fit beside it.
+    """
+
+    def __init__(self, arena: str | int = "auto", *, limit: int = 1024) -> None:
+        self._tickets: dict[int, Ticket] = {}
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+            raise ConfigError(f"limit is {limit!r}: give a whole number of at least 1")
+        self._engine = Engine(lambda: Loader(arena), _Dispatch(self._tickets), limit=limit)
+        self._finalizer = weakref.finalize(self, _abandon, self._engine)
+
+    def load(self, path: str | os.PathLike[str], **settings: Any) -> Model:
+        """Load a GGUF file (or ``null:``, a fake) and return it ready to answer.
+
+        ``settings``: see `ModelOptions` (context, streams, batch, threads, kv_type, flash_attention, weights, name).
+        Raises ConfigError, ModelNotFound, BadModel, and before anything is loaded ArenaTooSmall or ArenaBusy.
+        """
+        options = ModelOptions.parse(_text(path), settings)
+        return Model(self, self._engine, self._engine.load(options))
+
+    def plan(self, path: str | os.PathLike[str], **settings: Any) -> Plan:
+        """Return, byte by byte, what `load` would take; loads nothing.  Raises as `load` does."""
+        return self._engine.plan(ModelOptions.parse(_text(path), settings))
+
+    def status(self) -> Status:
+        """Return the state of arena and models, frozen."""
+        return self._engine.status()
+
+    def close(self) -> None:
+        """End all requests with EngineClosed, free models and arena.  Closing twice is harmless."""
+        self._engine.close()
+        self._finalizer.detach()  # last: if the wait was interrupted, the end of the program tries again
+
+    def submit(self, model: int, request: Request) -> Ticket:
+        """Hand a request of tokens to the engine; the models' own methods are the usual door."""
+        number = self._engine.next_ticket()
+        ticket = self._tickets[number] = Ticket(number, self._engine.cancel)
+        try:
+            self._engine.submit(number, model, request)
+        except BaseException:
+            self._tickets.pop(number, None)
+            raise
+        return ticket
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _abandon(engine: Engine) -> None:
+    """End the engine of a Runtime that nobody holds any more, or at exit.
+
+    A collection may happen on any thread, the engine's own included: only the main thread waits for the end.
+    """
+    engine.stop()
+    if threading.current_thread() is threading.main_thread():
+        engine.close()
+
+
+class _Dispatch:
+    """Hands the engine's events to their tickets.  Holds the table, not the Runtime, so that one can be collected."""
+
+    def __init__(self, tickets: dict[int, Ticket]) -> None:
+        self._tickets = tickets
+
+    def __call__(self, events: list[Event]) -> None:
+        for event in events:
+            ticket = self._tickets.get(event.ticket)
+            if ticket is None:  # its submission was interrupted: nobody holds it
+                continue
+            ticket.deliver(event)
+            if ticket.done:
+                self._tickets.pop(event.ticket, None)
+
+
+class Model:
+    """A loaded model.  Any thread may use it; many requests run at once, up to its ``streams``.
+
+    A prompt is a text, a list of tokens, or a list of messages ``{"role": ..., "content": ...}``.  With a chat
+    template a text counts as one user message, unless ``raw=True``; without one it is continued as it stands.
+
+    Further arguments of every method: ``max_tokens`` (None: up to the end of the context), ``stop`` (a text or
+    several), ``schema`` (a JSON schema, handed to the chat template: a model trained for it answers in that form;
+    this version does not enforce it), and the fields of `Sampling` (temperature, top_k, top_p, min_p,
+    repeat_penalty, frequency_penalty, presence_penalty, penalty_window, seed).  The default is greedy.
+
+    Errors: InvalidRequest, ContextOverflow and Busy at once; EngineClosed and EngineFailed when waiting.
+    """
+
+    def __init__(self, runtime: Runtime, engine: Engine, loaded: Loaded) -> None:
+        self._runtime, self._engine, self._number = runtime, engine, loaded.number
+        self._vocabulary = loaded.vocabulary
+        self.info: ModelInfo = loaded.info
+
+    @property
+    def name(self) -> str:
+        """What the model is called."""
+        return self.info.name
+
+    def submit(self, prompt: Any, **settings: Any) -> Ticket:
+        """Send a request and return at once with its `Ticket`."""
+        raw, schema = settings.pop("raw", False), settings.pop("schema", None)
+        tokens = self.tokenize(prompt, raw=raw, schema=schema)
+        request = make_request(tokens, settings)
+        check_fits(self.info, request)
+        return self._runtime.submit(self._number, request)
+
+    def generate(self, prompt: Any, **settings: Any) -> Completion:
+        """Answer a prompt; waits for the whole answer."""
+        return self.submit(prompt, **settings).result()
+
+    def stream(self, prompt: Any, **settings: Any) -> Ticket:
+        """Answer a prompt piece by piece: ``for piece in ...`` or ``async for piece in ...``."""
+        return self.submit(prompt, **settings)
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], **settings: Any) -> Completion:
+        """Answer a conversation.  Raises InvalidRequest if the model has no chat template."""
+        if self.info.chat_template is None:
+            raise InvalidRequest(f"{self.name} has no chat template: use generate with a plain text")
+        return self.generate(chat.check_messages(messages), **settings)
+
+    async def agenerate(self, prompt: Any, **settings: Any) -> Completion:
+        """Answer a prompt, awaiting the whole answer; cancelled with the task that awaits it."""
+        return await self.submit(prompt, **settings)
+
+    async def achat(self, messages: Sequence[Mapping[str, Any]], **settings: Any) -> Completion:
+        """Answer a conversation, awaiting the whole answer."""
+        if self.info.chat_template is None:
+            raise InvalidRequest(f"{self.name} has no chat template: use agenerate with a plain text")
+        return await self.submit(chat.check_messages(messages), **settings)
+
+    def tokenize(self, prompt: Any, *, raw: bool = False, schema: Mapping[str, Any] | None = None) -> list[int]:
+        """Return the tokens that a prompt becomes, chat template included."""
+        if isinstance(prompt, (list, tuple)) and prompt and all(type(token) is int for token in prompt):
+            return self._check_tokens(list(prompt))
+        template = self.info.chat_template
+        if isinstance(prompt, str):
+            self._check_length(prompt)
+            if raw or template is None:
+                return self._vocabulary.encode(prompt, special=raw, start=True)
+            prompt = [{"role": "user", "content": prompt}]
+        messages = chat.check_messages(prompt)
+        if template is None:
+            raise InvalidRequest(f"{self.name} has no chat template: give the prompt as one text")
+        text = chat.render(
+            template, messages, schema=schema, start_text=self.info.start_text, end_text=self.info.end_text
+        )
+        self._check_length(text)
+        has_start = bool(self.info.start_text) and text.startswith(self.info.start_text)
+        return self._vocabulary.encode(text, special=True, start=not has_start)
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens; bytes that are not UTF-8 become U+FFFD."""
+        pieces = (self._vocabulary.piece(token) for token in self._check_tokens(list(tokens)))
+        return b"".join(pieces).decode("utf-8", "replace")
+
+    def _check_length(self, text: str) -> None:
+        """Refuse what can not fit whatever its tokens are, before a tokenizer spends its time and stack on it."""
+        if len(text) > LONGEST_PIECE * self.info.context:
+            raise InvalidRequest(
+                f"the prompt has {len(text):,} characters: a context of {self.info.context} tokens never holds them"
+            )
+
+    def _check_tokens(self, tokens: list[int]) -> list[int]:
+        for token in tokens:
+            if not 0 <= token < self.info.vocabulary:
+                last = self.info.vocabulary - 1
+                raise InvalidRequest(f"token {token} is not in the vocabulary: they run from 0 to {last}")
+        return tokens
+
+    def close(self) -> None:
+        """Unload: running requests end with EngineClosed, the bytes go back to the arena.  Twice is harmless."""
+        with contextlib.suppress(EngineError):  # the runtime is closed, and the model with it
+            self._engine.unload(self._number)
+
+
+def make_request(tokens: Sequence[int], settings: dict[str, Any]) -> Request:
+    """Build a request from loose settings; an unknown one raises InvalidRequest with the known names."""
+    rules = {name: settings.pop(name) for name in Sampling.__slots__ if name in settings}
+    stop = settings.pop("stop", ())
+    known = {name: settings.pop(name) for name in ("max_tokens", "ignore_end") if name in settings}
+    if settings:
+        names = ", ".join(sorted({*Sampling.__slots__, "max_tokens", "stop", "ignore_end", "schema", "raw"}))
+        raise InvalidRequest(f"unknown setting {min(settings)!r}: known are {names}")
+    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    return Request(tuple(tokens), sampling=Sampling(**rules), stop=stops, **known)
+
+
+def _text(path: str | os.PathLike[str]) -> str:
+    return str(path)

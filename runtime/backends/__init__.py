@@ -1,0 +1,1 @@
+"""What computes: the only importers of llama_cpp.  `base` says what each of them must do."""

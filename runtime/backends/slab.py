@@ -1,0 +1,261 @@
+"""The arena beneath ggml: one fixed slab under every tensor buffer, without a fork and without C.
+
+ggml allocates weights, KV cache, compute scratch, repacked weights and output vectors through one door: the buffer
+type's ``alloc_buffer`` function pointer, writable memory reached by public API.  A callback put there leases a span
+from the `Arena` and builds a ggml buffer object over it::
+
+    ggml --alloc_buffer(size)--> Slab._alloc --> Arena.lease --> ggml_backend_buffer_init(table, context = address)
+    ggml --free_buffer(buffer)-> Slab._free  --> Arena.release
+
+On the CPU a buffer's context *is* its data pointer, so with the span's address as context every native function
+(base, clear, set, get, copy) works on the span as it stands and only ``free_buffer`` is ours: ggml asks for the base
+three times per tensor whenever a graph is laid out, and a Python callback there would cost milliseconds.
+
+The buffer type is process-wide, hence one slab per process.  Runtimes share it: `acquire` and `release` count them,
+the last one restores ggml's own pointer.  An allocation is let through only if its thread is inside `loading`;
+any other finds the arena sealed, is refused (ggml sees an out of memory) and counted.
+"""
+
+from __future__ import annotations
+
+import ctypes as C  # noqa: N812 - as in the ggml module
+import itertools
+import mmap
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .. import machine
+from ..arena import KV, OUTPUTS, SCRATCH, WEIGHTS, Arena, Plan, Snapshot, Span, aligned
+from ..errors import ArenaBusy, ArenaTooSmall, Error, MemoryPlanError
+from . import ggml
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+UNCLASSIFIED = "loading"
+HUGE_PAGE = 2 << 20
+ALIGNMENT = 4096
+_MADV_POPULATE_WRITE = 23  # Linux 5.14; Python's mmap has no name for it
+
+
+class _Memory:
+    """Anonymous memory, huge pages where the kernel gives them, every page present before it is used."""
+
+    def __init__(self, size: int) -> None:
+        length = size + HUGE_PAGE
+        available = machine.available_memory()
+        if length > available:
+            raise ArenaTooSmall(size, available, {"arena": size}, "this machine")
+        try:
+            self._map = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError:
+            raise ArenaTooSmall(size, available, {"arena": size}, "this machine") from None
+        self._window = (C.c_char * length).from_buffer(self._map)
+        self.address = aligned(C.addressof(self._window), HUGE_PAGE)
+        try:
+            self._map.madvise(mmap.MADV_HUGEPAGE)
+        except OSError:
+            self.huge_pages = False
+        else:
+            self.huge_pages = True
+        try:
+            self._map.madvise(_MADV_POPULATE_WRITE)
+        except OSError:
+            C.memset(self.address, 0, size)
+        self.locked = C.CDLL(None).mlock(C.c_void_p(self.address), C.c_size_t(size)) == 0  # as far as the limit allows
+
+    def close(self) -> None:
+        del self._window
+        self._map.close()
+
+
+@dataclass(slots=True)
+class _Loading:
+    """What a thread is loading at the moment; set by `Slab.loading`, read in the allocation callback."""
+
+    tenant: str
+    refused: ArenaTooSmall | None = None
+
+
+class Slab:
+    """One slab of ``size`` bytes, installed beneath ggml's CPU buffer type until `close`.
+
+    Any thread may allocate through ggml, so a lock guards the arithmetic; nothing else happens under it.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._memory = _Memory(aligned(size, ALIGNMENT))
+        self._arena = Arena(aligned(size, ALIGNMENT), alignment=ALIGNMENT)
+        self._lock = threading.Lock()
+        self._spans: dict[int, Span] = {}  # address of ggml's buffer object -> its span
+        self._loading: dict[int, _Loading] = {}  # thread -> what it loads
+        self._type = ggml.BufferType.from_address(ggml.cpu_buffer_type())
+        self._original = self._type.iface.alloc_buffer
+        self._stock = C.cast(self._original, ggml.ALLOC)
+        self._table = _cpu_table(self._stock)
+        self._callbacks = ggml.ALLOC(self._alloc), ggml.FREE(self._free)  # referenced: C holds their addresses
+        self._table.free_buffer = C.cast(self._callbacks[1], ggml.PTR).value
+        self._type.iface.alloc_buffer = C.cast(self._callbacks[0], ggml.PTR).value
+        self.users = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of the arena."""
+        return self._arena.size
+
+    @property
+    def huge_pages(self) -> bool:
+        """Whether the kernel was willing to back the slab with huge pages."""
+        return self._memory.huge_pages
+
+    @property
+    def locked(self) -> bool:
+        """Whether the slab can not be swapped out; without the right to lock that much memory it can."""
+        return bool(self._memory.locked)
+
+    def snapshot(self) -> Snapshot:
+        """Audit the arena and return its state; callable from any thread."""
+        with self._lock:
+            return self._arena.audit()
+
+    def new_tenant(self, name: str) -> str:
+        """Return ``name``, or with a number behind it where another Runtime's model goes by that name already."""
+        with self._lock:
+            taken = {span.tenant for span in self._spans.values()}
+        names = itertools.chain([name], (f"{name}#{number}" for number in itertools.count(2)))
+        return next(tenant for tenant in names if tenant not in taken)
+
+    def check(self, plan: Plan) -> None:
+        """Raise ArenaTooSmall, or ArenaBusy if others hold the bytes, unless the plan fits now."""
+        with self._lock:
+            if self._arena.fits(plan):
+                return
+            shared, free = self.users > 1, self._arena.free
+        if shared:
+            raise ArenaBusy(
+                f"another Runtime of this process owns the arena of {self.size:,} bytes, {free:,} of them free; this "
+                f"model needs {plan.size:,}: close the other one, or start the first with a larger arena"
+            )
+        plan.check(free)
+        raise ArenaTooSmall(plan.size, free, plan.by_kind(), "the arena, in pieces too small,")
+
+    @contextmanager
+    def loading(self, tenant: str) -> Iterator[None]:
+        """Let the calling thread allocate for ``tenant`` while inside; sealed again when it leaves.
+
+        Raises ArenaTooSmall on leaving if an allocation was refused for want of room, whatever the library made
+        of it.  What was allocated before stays leased until ggml frees it.
+        """
+        state = _Loading(tenant)
+        with self._lock:
+            self._loading[threading.get_ident()] = state
+            self._arena.open(tenant)
+        try:
+            yield
+        except Error as error:  # what the library made of it
+            raise state.refused or error from None
+        finally:
+            with self._lock:
+                del self._loading[threading.get_ident()]
+                self._arena.seal(tenant)
+        if state.refused:
+            raise state.refused
+
+    def alone_and_empty(self) -> bool:
+        """Tell whether the slab has one user and no lease."""
+        with self._lock:
+            return self.users == 1 and not self._spans
+
+    def classify(self, tenant: str, output_bytes: int) -> None:
+        """Name the tenant's spans by what ggml uses them for, once its context stands.
+
+        ggml marks weights and scratch itself; of the others the output vectors are known by their size.
+        """
+        with self._lock:
+            for address, span in self._spans.items():
+                if span.tenant == tenant:
+                    buffer = ggml.Buffer.from_address(address)
+                    rest = OUTPUTS if buffer.size == output_bytes else KV
+                    kind = {ggml.USAGE_WEIGHTS: WEIGHTS, ggml.USAGE_COMPUTE: SCRATCH}.get(buffer.usage, rest)
+                    self._spans[address] = self._arena.rename(span, kind)
+
+    def close(self) -> None:
+        """Put ggml's own allocator back and return the memory.  Raises MemoryPlanError while spans are leased."""
+        with self._lock:
+            if self._spans:
+                raise MemoryPlanError(f"the arena still holds {len(self._spans)} buffers: free the models first")
+            self._type.iface.alloc_buffer = self._original
+        self._memory.close()
+
+    # Called by ggml.  An exception must not cross into C: NULL means out of memory there.
+
+    def _alloc(self, buffer_type: int, size: int) -> int | None:
+        if size == 0:  # a dummy buffer; ggml's own allocator makes it without memory
+            return self._stock(buffer_type, size)  # type: ignore[no-any-return]
+        with self._lock:
+            state = self._loading.get(threading.get_ident())
+            try:
+                span = self._arena.lease(state.tenant if state else "", UNCLASSIFIED, size)
+            except ArenaTooSmall as error:
+                if state:
+                    state.refused = error
+                return None
+            except Error:
+                return None
+            address = self._memory.address + span.offset
+            buffer = ggml.lib.ggml_backend_buffer_init(buffer_type, self._table, address, size)
+            self._spans[buffer] = span
+        return int(buffer)
+
+    def _free(self, buffer: int) -> None:
+        with self._lock:
+            self._arena.release(self._spans.pop(buffer))
+
+
+def _cpu_table(stock: object) -> ggml.BufferInterface:
+    """Return a copy of the CPU's buffer functions, taken from a small real buffer."""
+    buffer = stock(ggml.cpu_buffer_type(), 64)  # type: ignore[operator]
+    table = ggml.BufferInterface.from_buffer_copy(ggml.Buffer.from_address(buffer).iface)
+    ggml.lib.ggml_backend_buffer_free(buffer)
+    return table
+
+
+class _Owner:
+    """Who holds the process's one slab.  ggml's pointer is process-wide, and so, of necessity, is this."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._slab: Slab | None = None
+
+    def check_layout(self) -> str:
+        """Return what does not fit, see `ggml.check_layout`; an installed slab has passed already."""
+        with self._lock:
+            return "" if self._slab is not None else ggml.check_layout()
+
+    def acquire(self, size: int) -> Slab:
+        """Return the process's slab, made with ``size`` bytes if there is none; counts one more user."""
+        with self._lock:
+            if self._slab is None:
+                self._slab = Slab(size)
+            self._slab.users += 1
+            return self._slab
+
+    def current(self) -> Slab | None:
+        """Return the slab that somebody holds, if any."""
+        return self._slab
+
+    def release(self, slab: Slab) -> None:
+        """Count one user less; the last one out restores ggml's allocator and returns the memory.
+
+        While buffers are still alive in it the slab stays, for the next one to acquire, and MemoryPlanError says so.
+        """
+        with self._lock:
+            slab.users -= 1
+            if slab.users == 0:
+                slab.close()
+                self._slab = None
+
+
+OWNER = _Owner()

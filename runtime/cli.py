@@ -1,0 +1,171 @@
+"""The commands ``run`` and ``plan``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import machine, picture
+from .api import Model, Runtime
+from .arena import Plan
+from .backends.loader import Loader
+from .config import KV_TYPES, ModelOptions
+from .console import check_size, print_json, stderr, stdout
+from .errors import ConfigError
+from .sizes import parse_size
+
+if TYPE_CHECKING:
+    from .ticket import Completion
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say how a model is loaded; they arrive as keyword arguments of `ModelOptions`."""
+    options: list[Decorator] = [
+        click.option("--context", type=int, default=4096, show_default=True,
+                     help="Tokens of KV cache, for all streams."),
+        click.option("--batch", type=int, default=512, show_default=True, help="Tokens that one step may compute."),
+        click.option("--threads", type=int, default=0, help="Default: one per physical core."),
+        click.option("--kv-type", type=click.Choice(KV_TYPES), default="f16", show_default=True),
+        click.option("--weights", type=click.Choice(["arena", "mapped"]), default="arena", show_default=True,
+                     help="Copied into the arena, or left in the page cache."),
+        click.option("--flash-attention/--no-flash-attention", default=True, show_default=True),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+streams_option = click.option("--streams", type=int, default=8, show_default=True,
+                              help="Requests that run at the same time.")
+arena_option = click.option("--arena", callback=check_size, default="auto", show_default=True,
+                            help="Size of the arena: 600MiB, 2GiB, 80% of the memory, auto.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+
+
+@click.command()
+@click.argument("model")
+@click.argument("prompt", required=False)
+@click.option("--raw", is_flag=True, help="Continue the text as it stands, without the chat template.")
+@click.option("--schema", type=click.Path(dir_okay=False), help="JSON schema of the answer, handed to the template.")
+@click.option("--max-tokens", type=int, help="Default: to the end of the context.")
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 takes the most likely token.")
+@click.option("--top-k", type=int, default=40, show_default=True)
+@click.option("--top-p", type=float, default=0.95, show_default=True)
+@click.option("--min-p", type=float, default=0.05, show_default=True)
+@click.option("--repeat-penalty", type=float, default=1.0, show_default=True)
+@click.option("--seed", type=int, help="Default: drawn, and shown with --json.")
+@click.option("--stop", multiple=True, help="Text that ends the answer; may be repeated.")
+@click.option("--quiet", is_flag=True, help="Do not show the arena at the end.")
+@arena_option
+@streams_option
+@model_options
+@json_option
+def run(model: str, prompt: str | None, raw: bool, schema: str | None, quiet: bool, arena: str, as_json: bool,
+        **settings: Any) -> None:
+    """Answer PROMPT with MODEL, a GGUF file; the answer is printed as it comes.
+
+    With a chat template the prompt is a user message, unless --raw; without one it is continued as it stands.
+    A PROMPT of - (or none, when standard input is not a terminal) is read from standard input.
+    """
+    asked = {name: settings.pop(name) for name in
+             ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed", "stop")}
+    asked["schema"] = read_schema(schema)
+    text = read_prompt(prompt)
+    with Runtime(arena) as runtime:
+        loaded = runtime.load(model, **settings)
+        completion = answer(loaded, text, {**asked, "raw": raw}, show=not as_json)
+        if as_json:
+            print_json(as_object(loaded.name, completion))
+        if not quiet:
+            stderr.print(picture.of_status(runtime.status()))
+
+
+def answer(model: Model, text: str, asked: dict[str, Any], *, show: bool) -> Completion:
+    """Ask, print the pieces as they come if ``show``, and return the whole; Ctrl-C cancels."""
+    with model.submit(text, **asked) as ticket:
+        if show:
+            for piece in ticket:
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+            sys.stdout.write("\n")
+        return ticket.result()
+
+
+def as_object(model: str, completion: Completion) -> dict[str, Any]:
+    """Return what ``--json`` prints of an answer."""
+    usage = completion.usage
+    return {
+        "model": model, "text": completion.text, "reason": completion.reason,
+        "prompt_tokens": usage.prompt_tokens, "answer_tokens": usage.answer_tokens, "seed": usage.seed,
+        "first_token_ms": round(1e3 * usage.first_token_s, 3), "total_ms": round(1e3 * usage.total_s, 3),
+    }
+
+
+def read_prompt(prompt: str | None) -> str:
+    """Return the prompt, from standard input where it says so."""
+    if prompt == "-" or (prompt is None and not sys.stdin.isatty()):
+        return sys.stdin.buffer.read().decode("utf-8", "replace")
+    if prompt is None:
+        raise click.UsageError("give a PROMPT, or - and the text on standard input")
+    return prompt
+
+
+def read_schema(path: str | None) -> dict[str, Any] | None:
+    """Read a JSON schema from a file.  Raises ConfigError if there is none."""
+    if path is None:
+        return None
+    try:
+        schema = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--schema {path}: {error}") from None
+    if not isinstance(schema, dict):
+        raise ConfigError(f"--schema {path} holds no JSON object")
+    return schema
+
+
+@click.command()
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@arena_option
+@streams_option
+@model_options
+@click.option("--svg", type=click.Path(dir_okay=False), help="Write the picture to a file as well.")
+@json_option
+def plan(models: tuple[str, ...], arena: str, as_json: bool, svg: str | None, **settings: Any) -> None:
+    """Show, byte by byte, what MODEL... will take of the arena.  Loads nothing.
+
+    With --arena SIZE it fails, with the numbers, if they do not fit.
+    """
+    loader = Loader("auto")
+    try:
+        plans = [loader.plan(ModelOptions.parse(model, settings)) for model in models]
+    finally:
+        loader.close()
+    whole, names = combine(plans), [Path(model).name for model in models]
+    size = parse_size(arena, machine.total_memory())
+    drawing = picture.of_plan(whole, size)
+    if svg is not None:
+        Path(svg).write_text(picture.as_svg(drawing, f"arenite plan {' '.join(names)}"), encoding="utf-8")
+    if as_json:
+        print_json({
+            "needed_bytes": whole.size, "arena_bytes": size, "fits": size is None or whole.size <= size,
+            "needs": [
+                {"model": need.tenant, "memory": "host", "for": need.kind, "bytes": need.size} for need in whole.needs
+            ],
+            "outside": dict(whole.outside),
+        })
+    else:
+        stdout.print(drawing)
+    whole.check(machine.available_memory() if size is None else size, "this machine" if size is None else "the arena")
+
+
+def combine(plans: list[Plan]) -> Plan:
+    """Return one plan for several models."""
+    outside = picture.add_up(one.outside for one in plans)
+    return Plan(tuple(need for one in plans for need in one.needs), plans[0].alignment, outside)

@@ -1,0 +1,147 @@
+"""The command ``doctor``: what works on this machine, what does not, and what to do about it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+import click
+from rich.markup import escape
+from rich.table import Table
+
+from . import machine
+from .backends import ggml
+from .backends.loader import Loader
+from .config import ModelOptions
+from .console import print_json, stdout
+from .errors import BadModel, ModelError
+from .sizes import format_size
+
+State = Literal["ok", "note", "fail"]
+_MARKS = {"ok": "[green]ok[/green]", "note": "[yellow]note[/yellow]", "fail": "[red]fail[/red]"}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at; ``advice`` is empty where nothing is to be done."""
+
+    what: str
+    state: State
+    detail: str
+    advice: str = ""
+
+
+@click.command()
+@click.argument("model", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+def doctor(model: str | None, as_json: bool) -> int:
+    """Look at CPU, memory, libraries and devices; with MODEL also at a GGUF file, without loading it.
+
+    Exits with 1 if something does not work.
+    """
+    findings = [_python(), _cpu(), _memory(), _huge_pages(), _library(), _hook(), _spinning(), *_devices(), _convert()]
+    findings += [_last_error("")] if model is None else _model(model)
+    if as_json:
+        print_json({"findings": [asdict(finding) for finding in findings]})
+    else:
+        _show(findings)
+    return int(any(finding.state == "fail" for finding in findings))
+
+
+def _show(findings: list[Finding]) -> None:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for finding in findings:
+        table.add_row(finding.what, _MARKS[finding.state], escape(finding.detail))
+        if finding.advice:
+            table.add_row("", "", f"[dim]{escape(finding.advice)}[/dim]")
+    stdout.print(table)
+
+
+def _python() -> Finding:
+    return Finding("Python", "ok", f"{platform.python_version()} at {sys.executable}")
+
+
+def _cpu() -> Finding:
+    cores = machine.usable_cores()
+    return Finding("CPU", "ok", f"{machine.describe()}; {cores} threads by default")
+
+
+def _memory() -> Finding:
+    free, total = machine.available_memory(), machine.total_memory()
+    return Finding("memory", "ok", f"{format_size(free)} available of {format_size(total)}")
+
+
+def _huge_pages() -> Finding:
+    try:
+        setting = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text(encoding="ascii")
+    except OSError:
+        return Finding("huge pages", "note", "this kernel has none", "the arena works, with more page-table misses")
+    if "[never]" in setting:
+        return Finding("huge pages", "note", "switched off",
+                       "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled")
+    return Finding("huge pages", "ok", setting.strip())
+
+
+def _library() -> Finding:
+    found = ggml.L.__version__
+    if found != ggml.VERSION:
+        return Finding("llama-cpp-python", "fail", found, f"pip install llama-cpp-python=={ggml.VERSION}")
+    return Finding("llama-cpp-python", "ok", found)
+
+
+def _hook() -> Finding:
+    if problem := ggml.check_layout():
+        return Finding("arena beneath ggml", "fail", problem,
+                       f"models run on stock allocation, degraded: pip install llama-cpp-python=={ggml.VERSION}")
+    return Finding("arena beneath ggml", "ok", "struct layouts checked against the live library")
+
+
+def _spinning() -> Finding:
+    setting = os.environ.get("GOMP_SPINCOUNT", "")
+    if ggml.GOMP_TOO_LATE:
+        return Finding("libgomp spinning", "note", "libgomp was loaded before arenite",
+                       f"set GOMP_SPINCOUNT={ggml.SPINCOUNT} in the environment: one busy neighbour stalls decoding")
+    return Finding("libgomp spinning", "ok", f"GOMP_SPINCOUNT={setting}")
+
+
+def _devices() -> list[Finding]:
+    devices = ggml.devices()
+    found = [
+        Finding("device", "ok", f"{device['name']}: {device['description']}, {format_size(device['total_bytes'])}")
+        for device in devices
+    ]
+    if any(device["type"] in (1, 2) for device in devices):
+        found.append(Finding("GPU", "note", "not used: this version of arenite computes on the CPU"))
+    else:
+        found.append(Finding("GPU", "note", "none that this build of llama-cpp-python knows"))
+    return found
+
+
+def _convert() -> Finding:
+    try:
+        return Finding("convert", "ok", f"gguf {version('gguf')}")
+    except PackageNotFoundError:
+        return Finding("convert", "note", "gguf is not installed", "pip install 'arenite[convert]'")
+
+
+def _model(path: str) -> list[Finding]:
+    """Have the file examined in a child process, and pass on what libllama said there."""
+    loader = Loader("auto")
+    try:
+        plan = loader.plan(ModelOptions(path))
+    except ModelError as error:
+        bad = Finding("model", "fail", str(error), "download or convert the file again")
+        return [bad, _last_error(error.reason if isinstance(error, BadModel) else "")]
+    finally:
+        loader.close()
+    size = format_size(plan.size)
+    return [Finding("model", "ok", f"{path} can be loaded; it takes {size} with the default settings"), _last_error("")]
+
+
+def _last_error(of_model: str) -> Finding:
+    return Finding("libllama's last error", "ok", of_model or ggml.log().last_error() or "none")

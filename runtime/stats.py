@@ -1,0 +1,65 @@
+"""Counters of a model and status of a runtime, as frozen values that anyone may hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from .arena import Plan, Snapshot
+    from .backends.base import Memory, ModelInfo
+
+
+@dataclass(slots=True)
+class Counters:
+    """What one model did so far.
+
+    Seconds: ``decode_s`` inside the backend; ``python_s`` the engine's passes without it: messages, planning,
+    sampling, text, handing over.
+    """
+
+    steps: int = 0
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+    requests: int = 0
+    failed: int = 0
+    decode_s: float = 0.0
+    python_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """One loaded model: facts, plan, where its bytes are, what runs and waits now, and its counters (a copy)."""
+
+    info: ModelInfo
+    plan: Plan
+    memory: Memory
+    running: int
+    waiting: int
+    free_cells: int
+    counters: Counters
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A runtime at one moment.
+
+    ``arena`` is None before the first model of an ``auto`` arena and in degraded mode.
+    ``huge_pages``, ``locked``: how the kernel backs the arena; a locked one is never swapped out.
+    ``allocations_after_seal`` counts refused allocations; None where nothing is counted (degraded).
+    """
+
+    state: Literal["ready", "degraded"]
+    reason: str
+    arena: Snapshot | None
+    huge_pages: bool
+    locked: bool
+    models: tuple[ModelStatus, ...]
+    rss_bytes: int
+
+    @property
+    def allocations_after_seal(self) -> int | None:
+        """Allocations that were asked for, and refused, after the seal."""
+        if self.state == "degraded":
+            return None
+        return self.arena.allocations_after_seal if self.arena else 0
