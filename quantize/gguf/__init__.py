@@ -1,0 +1,1 @@
+"""GGUF files: tensor types and the streaming writer."""
