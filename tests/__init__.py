@@ -1,0 +1,1 @@
+"""Tests of arenite, through its public doors."""
