@@ -119,6 +119,8 @@ def _devices() -> list[Finding]:
         found.append(Finding("GPU", "note", "not used: this version of arenite computes on the CPU"))
     else:
         found.append(Finding("GPU", "note", "none that this build of llama-cpp-python knows"))
+    if ggml.withhold(ggml.WITHHELD):
+        found.append(Finding("AMX", "note", "not used: its weights bypass the arena, and GCC 12 miscompiles its kernels"))
     return found
 
 

@@ -195,6 +195,14 @@ def test_mapped_weights_stay_outside_and_are_named() -> None:
         assert model.generate(PROMPT, max_tokens=5, ignore_end=True).usage.answer_tokens == 5
 
 
+def test_kernels_whose_weights_bypass_the_arena_are_withheld() -> None:
+    with arenite.Runtime() as runtime:
+        model = runtime.load(checkpoints.gguf_file("tiny", "q4_0"), context=256, streams=1)
+        assert model.generate(list(range(1, 60)), max_tokens=4).tokens  # a whole prompt at once: what crashed
+        assert "AMX" not in ggml.extra_types()
+        assert not any("weights" in name for name in runtime.status().models[0].memory.outside)
+
+
 def test_unknown_layouts_mean_stock_allocation_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ggml, "VERSION", "0.0.0")
     with arenite.Runtime(arena="64MiB") as runtime:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes as C  # noqa: N812 - the declarations below read like the header they mirror
+import itertools
 import os
 import re
 from collections import deque
@@ -95,6 +96,11 @@ class InitParams(C.Structure):
 
 
 USAGE_ANY, USAGE_WEIGHTS, USAGE_COMPUTE = 0, 1, 2
+CPU_DEVICE = 0
+# Kernels for processors with AMX tiles take memory past the hook.  Worse, compiled by GCC 12 they crash on the first
+# prompt, on any allocator: its ``_tile_loadconfig`` tells the compiler that 8 of the 64 bytes are read, and the stores of
+# the others are dropped.  Without them a weight is repacked for AVX-512, inside the arena.
+WITHHELD = "AMX"
 
 ALLOC = C.CFUNCTYPE(PTR, PTR, C.c_size_t)
 FREE = C.CFUNCTYPE(None, PTR)
@@ -115,6 +121,9 @@ for _name, _result, *_arguments in (
     ("ggml_backend_dev_type", C.c_int, PTR),
     ("ggml_backend_dev_memory", None, PTR, C.POINTER(C.c_size_t), C.POINTER(C.c_size_t)),
     ("ggml_backend_dev_buffer_type", PTR, PTR),
+    ("ggml_backend_dev_by_type", PTR, C.c_int),
+    ("ggml_backend_dev_backend_reg", PTR, PTR),
+    ("ggml_backend_reg_get_proc_address", PTR, PTR, C.c_char_p),
     ("ggml_backend_buft_name", C.c_char_p, PTR),
     ("ggml_backend_buft_get_alignment", C.c_size_t, PTR),
     ("ggml_backend_buft_alloc_buffer", PTR, PTR, C.c_size_t),
@@ -184,9 +193,44 @@ def log() -> LibraryLog:
 
 @cache
 def start() -> None:
-    """Initialise libllama once in this process, with its log captured."""
+    """Initialise libllama once in this process, with its log captured and without the AMX kernels."""
     log()
     L.llama_backend_init()
+    withhold(WITHHELD)
+
+
+def _extra_types() -> tuple[Any, list[int]]:
+    """Return ggml's list of the buffer types that libllama may choose for weights, and the addresses in it.
+
+    It is closed by a null, handed out by ggml's public ``ggml_backend_dev_get_extra_bufts``, and lives as long as the
+    process.
+    """
+    device = lib.ggml_backend_dev_by_type(CPU_DEVICE)
+    address = lib.ggml_backend_reg_get_proc_address(
+        lib.ggml_backend_dev_backend_reg(device), b"ggml_backend_dev_get_extra_bufts"
+    )
+    if not address:
+        return [None], []
+    listed = C.cast(address, C.CFUNCTYPE(C.POINTER(PTR), PTR))(device)
+    return listed, list(itertools.takewhile(bool, (listed[i] for i in itertools.count())))
+
+
+def extra_types() -> list[str]:
+    """Return the names of the buffer types, beside the plain one, that weights may be put into on the CPU."""
+    start()
+    return [] if MISSING else [lib.ggml_backend_buft_name(kind).decode() for kind in _extra_types()[1]]
+
+
+@cache
+def withhold(name: str) -> bool:
+    """Strike a buffer type from that list, so that models loaded later use the next that fits; tells if it was there."""
+    if MISSING:
+        return False
+    listed, known = _extra_types()
+    kept = [kind for kind in known if lib.ggml_backend_buft_name(kind).decode() != name]
+    for i in range(len(known)):
+        listed[i] = kept[i] if i < len(kept) else None
+    return kept != known
 
 
 def devices() -> list[dict[str, Any]]:

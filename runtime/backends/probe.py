@@ -38,7 +38,6 @@ IDLE_S = 5.0
 ADDRESS_SPACE = 8 << 30  # above what the helper itself has mapped; the largest vocabularies take a few hundred MiB
 MAGIC = b"GGUF"
 MAPPED = "mapped weights"
-BYPASSES = ("AMX",)  # buffer types that take memory of their own, past the hook
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,11 +244,7 @@ def _examine(options: ModelOptions, threads: int) -> dict[str, Any]:
         vocabulary.piece(token)
     rows = breakdown(context)
     outside = {MAPPED: sum(row.weights for row in rows if row.name == "CPU")} if options.weights == "mapped" else {}
-    outside |= {f"{row.name} weights": row.weights for row in rows if row.name in BYPASSES}
-    needs = [
-        (WEIGHTS, row.weights) for row in rows
-        if row.name not in BYPASSES and not (row.name == "CPU" and options.weights == "mapped")
-    ]
+    needs = [(WEIGHTS, row.weights) for row in rows if not (row.name == "CPU" and options.weights == "mapped")]
     needs += [(OUTPUTS, 4 * info.vocabulary * options.streams)]
     needs += [(KV, row.cache) for row in rows]
     needs += [(KV, 1)] * (libllama.caches(model) - 1)  # several caches are several buffers, each rounded up
