@@ -120,7 +120,7 @@ def _devices() -> list[Finding]:
     else:
         found.append(Finding("GPU", "note", "none that this build of llama-cpp-python knows"))
     if ggml.withhold(ggml.WITHHELD):
-        found.append(Finding("AMX", "note", "not used: its weights bypass the arena, and GCC 12 miscompiles its kernels"))
+        found.append(Finding("AMX", "note", "not used: its weights bypass the arena, GCC 12 miscompiles its kernels"))
     return found
 
 

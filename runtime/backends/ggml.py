@@ -98,8 +98,8 @@ class InitParams(C.Structure):
 USAGE_ANY, USAGE_WEIGHTS, USAGE_COMPUTE = 0, 1, 2
 CPU_DEVICE = 0
 # Kernels for processors with AMX tiles take memory past the hook.  Worse, compiled by GCC 12 they crash on the first
-# prompt, on any allocator: its ``_tile_loadconfig`` tells the compiler that 8 of the 64 bytes are read, and the stores of
-# the others are dropped.  Without them a weight is repacked for AVX-512, inside the arena.
+# prompt, on any allocator: its ``_tile_loadconfig`` tells the compiler that 8 of the 64 bytes are read, and the stores
+# of the others are dropped.  Without them a weight is repacked for AVX-512, inside the arena.
 WITHHELD = "AMX"
 
 ALLOC = C.CFUNCTYPE(PTR, PTR, C.c_size_t)
@@ -223,7 +223,7 @@ def extra_types() -> list[str]:
 
 @cache
 def withhold(name: str) -> bool:
-    """Strike a buffer type from that list, so that models loaded later use the next that fits; tells if it was there."""
+    """Strike a buffer type from that list: models loaded later use the next that fits.  Tells if it was there."""
     if MISSING:
         return False
     listed, known = _extra_types()
