@@ -39,7 +39,7 @@ def rate(path: Path, tokens: int) -> float:
     with Runtime() as runtime:
         loaded = runtime.load(path, context=512, streams=1, threads=threads)
         usage = loaded.generate([5, 6, 7, 8], max_tokens=tokens, ignore_end=True).usage
-        return (usage.answer_tokens - 1) / (usage.total_s - usage.first_token_s)
+        return float((usage.answer_tokens - 1) / (usage.total_s - usage.first_token_s))
 
 
 def measure(path: Path, setting: dict[str, str], tokens: int, *, busy: bool) -> float:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from . import chat
@@ -12,13 +14,17 @@ from .backends.loader import Loader
 from .config import ModelOptions
 from .engine import Engine
 from .errors import ConfigError, EngineError, InvalidRequest
+from .forms import Form
 from .request import Request, Sampling
+from .sampling import real_seed, seed_of_copy
 from .scheduler import check_fits
-from .ticket import Completion, Ticket
+from .session import Session, Sessions
+from .ticket import NOTHING, Ticket
+from .typed import form_of
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from .arena import Plan
     from .backends.base import ModelInfo
@@ -27,6 +33,10 @@ if TYPE_CHECKING:
     from .stats import Status
 
 
+SAMPLING = tuple(field.name for field in fields(Sampling))
+_PLAIN = ("max_tokens", "ignore_end", "priority", "deadline", "key", "policy")
+_OTHERS = ("stop", "schema", "enforce", "raw", "fallback", "session")
+MAX_COPIES = 64
 LONGEST_PIECE = 256  # characters; no vocabulary has longer pieces that are common
 
 
@@ -76,10 +86,15 @@ class Runtime:
         self._engine.close()
         self._finalizer.detach()  # last: if the wait was interrupted, the end of the program tries again
 
-    def submit(self, model: int, request: Request) -> Ticket:
+    def submit(
+        self, model: int, request: Request, *, decode: Callable[[str], Any] | None = None, fallback: Any = NOTHING
+    ) -> Ticket:
         """Hand a request of tokens to the engine; the models' own methods are the usual door."""
         number = self._engine.next_ticket()
-        ticket = self._tickets[number] = Ticket(number, self._engine.cancel)
+        ticket = self._tickets[number] = Ticket(
+            number, self._engine.cancel, priority=request.priority, deadline=request.deadline, key=request.key,
+            policy=request.policy, decode=decode, fallback=fallback,
+        )
         try:
             self._engine.submit(number, model, request)
         except BaseException:
@@ -126,18 +141,31 @@ class Model:
     A prompt is a text, a list of tokens, or a list of messages ``{"role": ..., "content": ...}``.  With a chat
     template a text counts as one user message, unless ``raw=True``; without one it is continued as it stands.
 
-    Further arguments of every method: ``max_tokens`` (None: up to the end of the context), ``stop`` (a text or
-    several), ``schema`` (a JSON schema, handed to the chat template: a model trained for it answers in that form;
-    this version does not enforce it), and the fields of `Sampling` (temperature, top_k, top_p, min_p,
-    repeat_penalty, frequency_penalty, presence_penalty, penalty_window, seed).  The default is greedy.
+    Further arguments of every method:
 
-    Errors: InvalidRequest, ContextOverflow and Busy at once; EngineClosed and EngineFailed when waiting.
+    ``max_tokens``  None: up to the end of the context
+    ``stop``        a text or several
+    ``schema``      the form of the answer: a JSON schema (mapping or text), a `Form` (regex, Lark grammar), or a Python
+                    type (dataclass, Enum, pydantic or msgspec model, annotation): then the result is such an object.
+                    A JSON schema is shown to the chat template as well.  ``enforce=False`` leaves it at that
+    ``priority``    ``control``, ``interactive`` or ``background``
+    ``deadline``    seconds from now; then the answer ends with what there is (reason ``deadline``), or the result is
+                    ``fallback`` if that is given
+    ``key``, ``policy``   what a new request does to unfinished ones with its key: ``latest`` ends them, ``queue``
+                    waits, ``reject`` gives way
+    ``session``     the name of a session (`session`): the prompt is its next turn
+    and the fields of `Sampling`: temperature, top_k, top_p, min_p, repeat_penalty, frequency_penalty,
+    presence_penalty, penalty_window, seed, logit_bias, logprobs.  The default is greedy.
+
+    Errors: InvalidRequest, BadSchema, ContextOverflow, UnknownSession and Busy at once; DeadlineMissed, KeyTaken,
+    BadSchema (what only the compiler finds), EngineClosed and EngineFailed when waiting.
     """
 
     def __init__(self, runtime: Runtime, engine: Engine, loaded: Loaded) -> None:
         self._runtime, self._engine, self._number = runtime, engine, loaded.number
         self._vocabulary = loaded.vocabulary
         self.info: ModelInfo = loaded.info
+        self.sessions = Sessions(self)
 
     @property
     def name(self) -> str:
@@ -146,13 +174,51 @@ class Model:
 
     def submit(self, prompt: Any, **settings: Any) -> Ticket:
         """Send a request and return at once with its `Ticket`."""
-        raw, schema = settings.pop("raw", False), settings.pop("schema", None)
-        tokens = self.tokenize(prompt, raw=raw, schema=schema)
-        request = make_request(tokens, settings)
-        check_fits(self.info, request)
-        return self._runtime.submit(self._number, request)
+        if (name := settings.pop("session", None)) is not None:
+            return self.sessions.get(name).submit(prompt, **settings)
+        return self._send(*self._request(prompt, settings))
 
-    def generate(self, prompt: Any, **settings: Any) -> Completion:
+    def submit_many(self, prompt: Any, n: int, **settings: Any) -> list[Ticket]:
+        """Ask for ``n`` different answers to one prompt, which is computed once; the first has the request's seed.
+
+        The seeds of the others follow from it (`sampling.seed_of_copy`), so each can be asked for again alone.
+        """
+        if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MAX_COPIES:
+            raise InvalidRequest(f"n is {n!r}: give a whole number from 1 to {MAX_COPIES}")
+        request, decode, fallback = self._request(prompt, settings)
+        seed = real_seed(request.sampling.seed)
+        rules = [replace(request.sampling, seed=seed_of_copy(seed, copy)) for copy in range(n)]
+        return [self._send(replace(request, sampling=rule), decode, fallback) for rule in rules]
+
+    def _request(
+        self, prompt: Any, settings: dict[str, Any]
+    ) -> tuple[Request, Callable[[str], Any] | None, Any]:
+        """Build a request from loose settings; returns it, what decodes its answer, and the fallback."""
+        raw, schema, enforce = settings.pop("raw", False), settings.pop("schema", None), settings.pop("enforce", True)
+        fallback = settings.pop("fallback", NOTHING)
+        form, decode, shown = None, None, None
+        if schema is not None:
+            form, decode = form_of(schema)
+            shown = form.schema
+            if isinstance(schema, (Mapping, str, Form)):
+                decode = None  # the caller asked for text of a form, and gets the whole Completion
+        tokens = self._tokens(prompt, raw=raw, schema=shown)
+        request = make_request(tokens, settings, form if enforce else None)
+        check_fits(self.info, request)
+        return request, decode, fallback
+
+    def _send(self, request: Request, decode: Callable[[str], Any] | None, fallback: Any) -> Ticket:
+        return self._runtime.submit(self._number, request, decode=decode, fallback=fallback)
+
+    def session(self, name: str = "", **settings: Any) -> Session:
+        """Return the session of that name, made if there is none; without a name a new one.  See `Session`."""
+        return self.sessions.open(name, **settings)
+
+    def forget(self, tokens: Sequence[int]) -> None:
+        """Drop what the cache remembers of sequences that begin with these tokens, or are a head of them."""
+        self._engine.forget(self._number, list(tokens))
+
+    def generate(self, prompt: Any, **settings: Any) -> Any:
         """Answer a prompt; waits for the whole answer."""
         return self.submit(prompt, **settings).result()
 
@@ -160,24 +226,27 @@ class Model:
         """Answer a prompt piece by piece: ``for piece in ...`` or ``async for piece in ...``."""
         return self.submit(prompt, **settings)
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], **settings: Any) -> Completion:
+    def chat(self, messages: Sequence[Mapping[str, Any]], **settings: Any) -> Any:
         """Answer a conversation.  Raises InvalidRequest if the model has no chat template."""
         if self.info.chat_template is None:
             raise InvalidRequest(f"{self.name} has no chat template: use generate with a plain text")
         return self.generate(chat.check_messages(messages), **settings)
 
-    async def agenerate(self, prompt: Any, **settings: Any) -> Completion:
+    async def agenerate(self, prompt: Any, **settings: Any) -> Any:
         """Answer a prompt, awaiting the whole answer; cancelled with the task that awaits it."""
         return await self.submit(prompt, **settings)
 
-    async def achat(self, messages: Sequence[Mapping[str, Any]], **settings: Any) -> Completion:
+    async def achat(self, messages: Sequence[Mapping[str, Any]], **settings: Any) -> Any:
         """Answer a conversation, awaiting the whole answer."""
         if self.info.chat_template is None:
             raise InvalidRequest(f"{self.name} has no chat template: use agenerate with a plain text")
         return await self.submit(chat.check_messages(messages), **settings)
 
-    def tokenize(self, prompt: Any, *, raw: bool = False, schema: Mapping[str, Any] | None = None) -> list[int]:
+    def tokenize(self, prompt: Any, *, raw: bool = False, schema: Any = None) -> list[int]:
         """Return the tokens that a prompt becomes, chat template included."""
+        return self._tokens(prompt, raw=raw, schema=None if schema is None else form_of(schema)[0].schema)
+
+    def _tokens(self, prompt: Any, *, raw: bool, schema: Mapping[str, Any] | None) -> list[int]:
         if isinstance(prompt, (list, tuple)) and prompt and all(type(token) is int for token in prompt):
             return self._check_tokens(list(prompt))
         template = self.info.chat_template
@@ -221,16 +290,16 @@ class Model:
             self._engine.unload(self._number)
 
 
-def make_request(tokens: Sequence[int], settings: dict[str, Any]) -> Request:
+def make_request(tokens: Sequence[int], settings: dict[str, Any], form: Form | None = None) -> Request:
     """Build a request from loose settings; an unknown one raises InvalidRequest with the known names."""
-    rules = {name: settings.pop(name) for name in Sampling.__slots__ if name in settings}
+    rules = {name: settings.pop(name) for name in SAMPLING if name in settings}
     stop = settings.pop("stop", ())
-    known = {name: settings.pop(name) for name in ("max_tokens", "ignore_end") if name in settings}
+    known = {name: settings.pop(name) for name in _PLAIN if name in settings}
     if settings:
-        names = ", ".join(sorted({*Sampling.__slots__, "max_tokens", "stop", "ignore_end", "schema", "raw"}))
+        names = ", ".join(sorted({*SAMPLING, *_PLAIN, *_OTHERS}))
         raise InvalidRequest(f"unknown setting {min(settings)!r}: known are {names}")
     stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
-    return Request(tuple(tokens), sampling=Sampling(**rules), stop=stops, **known)
+    return Request(tuple(tokens), sampling=Sampling(**rules), stop=stops, form=form, **known)
 
 
 def _text(path: str | os.PathLike[str]) -> str:

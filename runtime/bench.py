@@ -202,8 +202,8 @@ def _counts(text: str) -> list[int]:
         counts = sorted({int(word) for word in text.split(",")})
     except ValueError:
         raise ConfigError(f"--streams {text!r}: give numbers by comma, such as 1,4,16") from None
-    if not counts or not all(1 <= n <= 256 for n in counts):
-        raise ConfigError(f"--streams {text!r}: each lies from 1 to 256")
+    if not counts or not all(1 <= n <= 255 for n in counts):
+        raise ConfigError(f"--streams {text!r}: each lies from 1 to 255")
     return counts
 
 

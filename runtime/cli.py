@@ -95,7 +95,8 @@ def answer(model: Model, text: str, asked: dict[str, Any], *, show: bool) -> Com
                 sys.stdout.write(piece)
                 sys.stdout.flush()
             sys.stdout.write("\n")
-        return ticket.result()
+        completion: Completion = ticket.result()
+        return completion
 
 
 def as_object(model: str, completion: Completion) -> dict[str, Any]:

@@ -6,10 +6,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from . import machine
 from .errors import ConfigError
+from .sizes import parse_size
 
 KV_TYPES = ("f16", "f32", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
-MAX_STREAMS = 256  # LLAMA_MAX_SEQ: a context with more sequences is refused by libllama
+MAX_STREAMS = 255  # one less than LLAMA_MAX_SEQ: a context with more sequences is refused by libllama
+STEADY_ROWS = 4  # ggml's kernels for repacked weights take so many rows at a time, and the rest one by one
 NULL_MODEL = "null:"
 
 KVType = Literal["f16", "f32", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
@@ -23,11 +26,22 @@ class ModelOptions:
     ``name``              what the model is called in status and messages; default: the file's stem
     ``context``           tokens of KV cache, one pool shared by all streams; a single request may use all of it up
                           to the model's own training length.  Rounded up to a multiple of 256 by libllama
-    ``streams``           sequences that may run at the same time, 1 to 256
+    ``streams``           sequences that may run at the same time, 1 to 255
     ``batch``             tokens that one step may compute; longer prompts take several steps
     ``threads``           0: one per physical core that this process may use
     ``kv_type``           element type of keys and values
     ``flash_attention``   on unless told otherwise; quantized values need it
+    ``remember``          finished sequences whose keys and values stay in the cache, for requests that begin alike
+    ``host_cache``        bytes of host memory (``256MiB``, 0: none) for what the cache has no room for: sequences that
+                          gave way to more urgent ones, and remembered ones
+    ``step_ms``           what a step should take at most while prompts are computed
+    ``aging_s``           seconds after which a waiting request counts as one class more urgent
+    ``admission``         ``reserve``: a request starts when prompt and longest answer fit; ``optimistic``: when the
+                          prompt fits; if the cache gets full, the least urgent gives way and goes on later
+    ``deterministic``     answers do not depend on the neighbours, bit for bit: each prompt is computed by itself in
+                          chunks of fixed size, every step decodes as many rows, and each stream has a part of the
+                          context for itself.  Slower; nothing is shared
+    ``forced_tokens``     tokens that a form leaves no choice about are appended without computing them one by one
     ``weights``           ``arena``: copied into the arena, so that no step waits for the disk;
                           ``mapped``: left in the page cache
     """
@@ -41,20 +55,51 @@ class ModelOptions:
     kv_type: KVType = "f16"
     flash_attention: bool = True
     weights: Literal["arena", "mapped"] = "arena"
+    remember: int = 8
+    host_cache: str | int = "256MiB"
+    step_ms: float = 50.0
+    aging_s: float = 5.0
+    admission: Literal["optimistic", "reserve"] = "optimistic"
+    deterministic: bool = False
+    forced_tokens: bool = True
 
     def __post_init__(self) -> None:
         _between("context", self.context, 16, 1 << 24)
         _between("streams", self.streams, 1, MAX_STREAMS)
         _between("batch", self.batch, 1, 1 << 16)
         _between("threads", self.threads, 0, 1024)
+        _between("remember", self.remember, 0, MAX_STREAMS)
+        _number("step_ms", self.step_ms, 1.0, 10_000.0)
+        _number("aging_s", self.aging_s, 0.01, 86_400.0)
+        _one_of("admission", self.admission, ("optimistic", "reserve"))
+        if self.host_bytes < 0:
+            raise ConfigError("host_cache can not be auto: give a size, or 0 for none")
         _one_of("kv_type", self.kv_type, KV_TYPES)
         _one_of("weights", self.weights, ("arena", "mapped"))
-        if self.streams > self.batch:
-            raise ConfigError(f"batch {self.batch} is smaller than streams {self.streams}: each stream needs one token")
+        rows = self.slots if self.deterministic else self.streams
+        if rows > self.batch:
+            raise ConfigError(f"batch {self.batch} is smaller than streams {rows}: each stream needs one token")
         if self.kv_type.startswith(("q", "iq")) and not self.flash_attention:
             raise ConfigError(f"kv_type {self.kv_type} needs flash_attention: switch it on, or use f16")
         if not self.name:
             object.__setattr__(self, "name", "null" if self.path == NULL_MODEL else Path(self.path).stem)
+
+    @property
+    def slots(self) -> int:
+        """Sequences that the cache may hold, running and remembered ones.
+
+        In deterministic mode a multiple of `STEADY_ROWS`, so that every row of a step is computed by the same kernel.
+        """
+        if self.deterministic:
+            return min(MAX_STREAMS, -(-self.streams // STEADY_ROWS) * STEADY_ROWS)
+        return min(MAX_STREAMS, self.streams + self.remember)
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes of host memory for copies of sequences."""
+        if str(self.host_cache).strip() == "0":
+            return 0
+        return parse_size(self.host_cache, machine.total_memory()) or -1
 
     @classmethod
     def parse(cls, path: str, settings: dict[str, Any]) -> Self:
@@ -68,6 +113,11 @@ class ModelOptions:
 def _between(name: str, value: int, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise ConfigError(f"{name} is {value!r}: give a whole number from {low} to {high}")
+
+
+def _number(name: str, value: float, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise ConfigError(f"{name} is {value!r}: give a number from {low:g} to {high:g}")
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -5,6 +5,9 @@
     any thread --submit, cancel, call--> Mailbox --> engine thread: take messages, step each busy lane, deliver
                <------------------------- deliver(events of the step), on the engine's thread
 
+One lane is stepped per pass: the one with the most urgent class, then the nearest deadline, then the one that waited
+for its turn longest.
+
 Every submitted request ends in exactly one `Finished` or `Failed`, also when the engine is closed or a bug ends it.
 """
 
@@ -22,8 +25,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .config import NULL_MODEL
 from .errors import Busy, ConfigError, EngineClosed, EngineError, EngineFailed, Error
 from .events import Event, Failed, Finished
-from .lane import Lane
+from .lane import Lane, turn
 from .mailbox import Mailbox
+from .sequence import NEVER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,11 +36,13 @@ if TYPE_CHECKING:
     from .backends.base import ModelInfo, Vocabulary
     from .backends.loader import Loader
     from .config import ModelOptions
+    from .forms import Form
+    from .grammar import Grammar
     from .request import Request
     from .stats import Status
 
 T = TypeVar("T")
-RETRY_MS = 500
+RETRY_MS = 500  # before anything is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +92,7 @@ class Engine:
         self._numbers = itertools.count(1)
         self._lanes: dict[int, Lane] = {}
         self._stop = False
+        self._retry_ms = RETRY_MS
         self._fate: Error = EngineClosed("the runtime is closed: make a new one")
         self._closed = False
         # Held for a post, and to close: no message is left behind unanswered.  Re-entrant, because a garbage
@@ -107,7 +114,7 @@ class Engine:
     def submit(self, ticket: int, model: int, request: Request) -> None:
         """Hand a request over.  Raises Busy when too many are unfinished, EngineClosed after `close`."""
         if not self._room.acquire(blocking=False):
-            raise Busy("too many requests are unfinished", RETRY_MS)
+            raise Busy("too many requests are unfinished", self._retry_ms)
         try:
             self._post(_Submit(ticket, model, request, time.perf_counter()))
         except EngineError:
@@ -144,10 +151,16 @@ class Engine:
         """Return a frozen picture of everything."""
         return self._call(self._status)
 
+    def forget(self, model: int, tokens: list[int]) -> None:
+        """Drop what the cache remembers of sequences that begin with these tokens, or are a head of them."""
+        self._call(lambda: self._forget(model, tokens))
+
     def stop(self) -> None:
-        """Ask for the end and return at once."""
+        """Ask for the end and return at once; the running decode call is cut short."""
         with contextlib.suppress(EngineError):
             self._post(_Call(self._request_stop, Future()))
+            for lane in list(self._lanes.values()):
+                lane.interrupt()
 
     def close(self) -> None:
         """End all requests, free everything and stop the thread.  Closing twice is harmless."""
@@ -185,18 +198,26 @@ class Engine:
 
     def _loop(self) -> None:
         while not self._stop:
-            busy = [lane for lane in self._lanes.values() if lane.scheduler.busy]
-            if not busy:
-                self._mailbox.wait()
             begin, inside = time.perf_counter(), 0.0
             for message in self._mailbox.take():
                 self._handle(message)
-            for lane in busy:
-                if lane.scheduler.busy:
-                    inside += lane.step()
+            for each in self._lanes.values():
+                each.expire()
+            lane = turn(self._lanes.values(), begin)
+            if lane is not None and not self._stop:
+                inside = lane.step()
+                lane.stepped = begin
+                self._retry_ms = lane.retry_ms()
             self._send()
-            for lane in busy:  # what a pass costs in Python: all of it but the backends' decoding
-                lane.counters.python_s += (time.perf_counter() - begin - inside) / len(busy)
+            if lane is not None:  # what a pass costs in Python: all of it but the backend's decoding
+                lane.counters.python_s += time.perf_counter() - begin - inside
+            elif not self._stop:
+                self._mailbox.wait(self._until_due())
+
+    def _until_due(self) -> float | None:
+        """Return the seconds to the nearest deadline of requests that wait for something else than a step."""
+        due = min((lane.next_due for lane in self._lanes.values()), default=NEVER)
+        return None if due == NEVER else max(0.0, due - time.perf_counter())
 
     def _handle(self, message: _Submit | _Cancel | _Call) -> None:
         match message:
@@ -218,8 +239,23 @@ class Engine:
             return
         try:
             lane.submit(message.ticket, message.request, message.at)
+            if message.request.form is not None:
+                self._compile(lane, message.ticket, message.request.form)
         except Exception as error:  # noqa: BLE001 - a request that trips over a bug ends alone
             self._post_end(message.ticket, EngineFailed(f"the request failed with {type(error).__name__}: {error}"))
+
+    def _compile(self, lane: Lane, ticket: int, form: Form) -> None:
+        """Have a form compiled on a worker's thread; the request waits for it, nobody else does."""
+
+        def done(future: Future[Grammar]) -> None:
+            error = future.exception()
+            if error is not None and not isinstance(error, Error):
+                error = EngineFailed(f"the form failed with {type(error).__name__}: {error}")
+            outcome = future.result() if error is None else error
+            with contextlib.suppress(EngineError):
+                self._post(_Call(lambda: lane.compiled(ticket, outcome), Future()))
+
+        lane.compiler.submit(form).add_done_callback(done)
 
     def _send(self) -> None:
         """Hand over the events of all lanes in one go."""
@@ -245,7 +281,7 @@ class Engine:
             raise ConfigError(f"a model called {options.name} is loaded already: give this one another name")
         backend = self._loader.load(options)
         number = next(self._numbers)
-        self._lanes[number] = Lane(backend)
+        self._lanes[number] = Lane(backend, options)
         return Loaded(number, backend.info, backend.vocabulary)
 
     def _unload(self, model: int) -> None:
@@ -253,6 +289,10 @@ class Engine:
             lane.close(EngineClosed(f"model {lane.backend.info.name} was unloaded"))
             self._send()
             del self._lanes[model]
+
+    def _forget(self, model: int, tokens: list[int]) -> None:
+        if lane := self._lanes.get(model):
+            lane.scheduler.pool.forget(tokens)
 
     def _status(self) -> Status:
         return self._loader.status(tuple(lane.status() for lane in self._lanes.values()))

@@ -5,9 +5,13 @@
     Error                     base; never raised itself
     ├── RequestError          the request: change it, or send it later
     │   ├── InvalidRequest    a value is out of its range
+    │   │   └── BadSchema     the form of the answer: not a schema, or more than this can compile
     │   ├── ContextOverflow   prompt and answer do not fit into the context
     │   ├── Busy              a bounded queue is full; ``retry_ms`` says when to come back
     │   ├── Cancelled         somebody cancelled it
+    │   ├── DeadlineMissed    its deadline can not be met; says what could
+    │   ├── KeyTaken          another request with its key is unfinished
+    │   ├── UnknownSession    no session of that name
     │   └── BadAnswer         the model's answer is not what the request asked for
     ├── ModelError            the model: give another one, or convert it
     │   ├── ModelNotFound     no file or folder there
@@ -20,7 +24,8 @@
     ├── MissingDependency     an extra package or program; says how to get it
     └── EngineError           ours
         ├── EngineClosed      the runtime was closed
-        └── EngineFailed      a step failed, or a wait ran out
+        ├── EngineFailed      a step failed, or a wait ran out
+        └── GrammarError      an answer can not go on within its form
 
 A message is one line that says what is wrong and what to do.  ``code`` is stable and goes over the wire.
 """
@@ -28,6 +33,8 @@ A message is one line that says what is wrong and what to do.  ``code`` is stabl
 from __future__ import annotations
 
 from typing import Any, ClassVar
+
+MACHINE = "this machine"  # where memory is short when no arena is the limit
 
 
 class Error(Exception):
@@ -60,6 +67,12 @@ class InvalidRequest(RequestError):
     code = "invalid"
 
 
+class BadSchema(InvalidRequest):
+    """The form that the answer is to have can not be used; the message holds the compiler's own reason."""
+
+    code = "bad_schema"
+
+
 class ContextOverflow(RequestError):
     """Prompt plus answer is longer than the context.
 
@@ -73,7 +86,8 @@ class ContextOverflow(RequestError):
         asked = f" and {max_tokens} for the answer" if max_tokens else " and at least 1 for the answer"
         super().__init__(
             f"the prompt takes {prompt_tokens} tokens{asked}, the context holds {context}: "
-            "shorten the prompt, ask for fewer tokens or load the model with a larger context"
+            "shorten the prompt, ask for fewer tokens or, up to what it was trained for, load the model with a larger "
+            "context"
         )
 
 
@@ -91,6 +105,31 @@ class Cancelled(RequestError):
     """The request was cancelled before it had an answer."""
 
     code = "cancelled"
+
+
+class DeadlineMissed(RequestError):
+    """The deadline can not be met, so the request is refused at once.  ``estimate_s``: seconds to its first token."""
+
+    code = "deadline"
+
+    def __init__(self, deadline_s: float, estimate_s: float) -> None:
+        self.deadline_s, self.estimate_s = deadline_s, estimate_s
+        super().__init__(
+            f"the deadline is in {1e3 * deadline_s:.0f} ms, the first token would come after about "
+            f"{1e3 * estimate_s:.0f} ms: allow more time, shorten the prompt or give it a higher priority"
+        )
+
+
+class KeyTaken(RequestError):
+    """Another request with the same key is unfinished and this one was to give way."""
+
+    code = "key_taken"
+
+
+class UnknownSession(RequestError):
+    """There is no session of that name, or it was forgotten after its time."""
+
+    code = "unknown_session"
 
 
 class BadAnswer(RequestError):
@@ -148,10 +187,12 @@ class ArenaTooSmall(MemoryPlanError):
     def __init__(self, needed: int, available: int, items: dict[str, int], where: str = "the arena") -> None:
         self.needed, self.available, self.items = needed, available, dict(items)
         parts = ", ".join(f"{name} {size:,}" for name, size in items.items())
-        super().__init__(
-            f"needs {needed:,} bytes ({parts}) but {where} has {available:,} free: "
-            "give a larger arena, a shorter context, fewer streams or a smaller model type"
-        )
+        smaller = "a shorter context, fewer streams or a smaller model type"
+        if where != MACHINE:
+            advice = f"give a larger arena, {smaller}"
+        else:
+            advice = "give a smaller arena" if "arena" in items else f"take {smaller}"
+        super().__init__(f"needs {needed:,} bytes ({parts}) but {where} has {available:,} free: {advice}")
 
 
 class ArenaBusy(MemoryPlanError):
@@ -189,3 +230,9 @@ class EngineFailed(EngineError):
     """A step of the engine failed; the requests that were in it end with this."""
 
     code = "engine_failed"
+
+
+class GrammarError(EngineError):
+    """The answer can not go on within its form: the form's states passed a limit, or nothing may come next."""
+
+    code = "grammar"

@@ -15,7 +15,8 @@ class Counters:
     """What one model did so far.
 
     Seconds: ``decode_s`` inside the backend; ``python_s`` the engine's passes without it: messages, planning,
-    sampling, text, handing over.
+    sampling, text, handing over.  ``cached_tokens``: of prompts, known already; ``forced_tokens``: of answers, not
+    sampled because a form left no choice; ``preempted``: how often a sequence gave its place to a more urgent one.
     """
 
     steps: int = 0
@@ -25,11 +26,29 @@ class Counters:
     failed: int = 0
     decode_s: float = 0.0
     python_s: float = 0.0
+    cached_tokens: int = 0
+    forced_tokens: int = 0
+    preempted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStatus:
+    """What is remembered of sequences: KV cells in use, finished sequences kept, host memory for copies in bytes."""
+
+    used_cells: int
+    reserved_cells: int
+    kept: int
+    spilled: int
+    host_bytes: int
+    host_limit: int
 
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """One loaded model: facts, plan, where its bytes are, what runs and waits now, and its counters (a copy)."""
+    """One loaded model: facts, plan, where its bytes are, what runs and waits now, and its counters (a copy).
+
+    ``free_cells``: KV cells that a newcomer could have, those that hold nothing but remembered sequences included.
+    """
 
     info: ModelInfo
     plan: Plan
@@ -38,6 +57,7 @@ class ModelStatus:
     waiting: int
     free_cells: int
     counters: Counters
+    cache: CacheStatus
 
 
 @dataclass(frozen=True, slots=True)

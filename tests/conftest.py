@@ -6,14 +6,16 @@ import os
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
+from arenite.quantize import convert
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 settings.register_profile("arenite", deadline=None, derandomize=True)
 settings.load_profile("arenite")
@@ -30,3 +32,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         del os.environ["XDG_CACHE_HOME"]
     else:
         os.environ["XDG_CACHE_HOME"] = before
+
+
+@pytest.fixture(scope="session")
+def stories(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the third-party checkpoint stories260k as an f32 GGUF file; only for tests marked ``reference``."""
+    if "ARENITE_REFERENCE_MODELS" not in os.environ:
+        pytest.skip("ARENITE_REFERENCE_MODELS is not set")
+    source = Path(os.environ["ARENITE_REFERENCE_MODELS"]) / "stories260k"
+    return convert(source, tmp_path_factory.mktemp("stories") / "stories.gguf", type="f32").path

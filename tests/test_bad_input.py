@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import random
 import struct
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 import arenite
-from arenite.runtime.backends.probe import Prober
+from arenite.runtime.backends import probe
+from arenite.runtime.backends.probe import Limits, Prober
 from arenite.runtime.config import ModelOptions
 
 from . import checkpoints
@@ -36,6 +40,11 @@ def expect_refused(code: int, says: str, *arguments: str) -> None:
     assert done.stderr.startswith("arenite: ")
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def children(parent: int) -> list[int]:
+    """Return the processes that ``parent``, which has one thread, waits for; ended ones included."""
+    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
 
 
 def tiny() -> str:
@@ -156,19 +165,108 @@ def test_a_helper_that_left_is_started_again(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_native_abort_is_a_typed_error_and_the_prober_goes_on(tmp_path: Path) -> None:
-    """A head count of zero passes libllama's parser and divides by zero, or aborts, behind it."""
-    raw = Path(tiny()).read_bytes()
-    key = b"llama.attention.head_count" + struct.pack("<I", 4)
-    at = raw.index(key) + len(key)
-    wrecked = [raw[:at] + struct.pack("<I", n) + raw[at + 4:] for n in (0, 3, 1 << 20, (1 << 32) - 1)]
+    """Two tokens of the same letters pass libllama's parser and fail an assertion behind it."""
+    twice = patched(struct.pack("<Q", 2) + b"\xc4\x82", struct.pack("<Q", 2) + b"\xc4\x80")
     prober = Prober()
     try:
-        for number, data in enumerate(wrecked):
-            with pytest.raises(arenite.BadModel):
-                prober.examine(ModelOptions(damaged(tmp_path, data, f"{number}.gguf")), 1)
+        with pytest.raises(arenite.BadModel, match=r"ended by SIGABRT \(.*GGML_ASSERT"):
+            prober.examine(ModelOptions(damaged(tmp_path, twice)), 1)
         prober.examine(ModelOptions(tiny()), 1)
     finally:
         prober.close()
+
+
+def test_head_counts_that_make_no_sense_are_refused(tmp_path: Path) -> None:
+    raw = Path(tiny()).read_bytes()
+    key = b"llama.attention.head_count" + struct.pack("<I", 4)
+    at = raw.index(key) + len(key)
+    prober = Prober()
+    try:
+        for number in (0, 3, 1 << 20, (1 << 32) - 1):
+            wrecked = damaged(tmp_path, raw[:at] + struct.pack("<I", number) + raw[at + 4:], f"{number}.gguf")
+            with pytest.raises(arenite.BadModel):
+                prober.examine(ModelOptions(wrecked), 1)
+    finally:
+        prober.close()
+
+
+# What a helper does in the middle of a file, in the place of libllama.
+WRECKS = {
+    "sleeps": "time.sleep(600)",
+    "spins": "exec('while True: pass')",
+    "dies": "os.kill(os.getpid(), signal.SIGSEGV)",
+    "grows": "bytearray(3 << 30)",
+    "empty": "[]",
+}
+
+
+def wreck_helpers(monkeypatch: pytest.MonkeyPatch, function: str, how: str) -> None:
+    """Start helpers in which a function of the package does something else."""
+    code = (
+        "import os, signal, sys, time; sys.path[:0] = {root!r}; from arenite.runtime.backends import libllama, probe; "
+        f"{function} = lambda *_: {WRECKS[how]}; probe.serve()"
+    ).format(root=[str(Path(arenite.__file__).parent.parent)])
+
+    def start() -> subprocess.Popen[str]:
+        pipe = subprocess.PIPE
+        return subprocess.Popen([sys.executable, "-P", "-c", code], stdin=pipe, stdout=pipe, text=True)
+
+    monkeypatch.setattr(probe, "_start_helper", start)
+
+
+@pytest.mark.parametrize(("how", "says"), [
+    ("sleeps", r"libllama did not finish within 0\.5 s"),
+    ("spins", "libllama was ended by SIGXCPU"),
+    ("dies", "libllama was ended by SIGSEGV"),
+    ("grows", "asks for more memory than a model of its size can need"),
+])
+def test_time_and_memory_of_an_examination_are_limited(monkeypatch: pytest.MonkeyPatch, how: str, says: str) -> None:
+    wreck_helpers(monkeypatch, "libllama.read_info", how)
+    prober = Prober(Limits(wall_s=0.5 if how == "sleeps" else 60.0, cpu_s=1, address_space=2 << 30))
+    try:
+        with pytest.raises(arenite.BadModel, match=says):
+            prober.examine(ModelOptions(tiny()), 1)
+        helper = prober._helper
+        assert helper is not None
+        assert helper.poll() is None, "the helper goes on"
+        assert not children(helper.pid), "the child is gone"
+    finally:
+        prober.close()
+
+
+def test_what_libllama_itself_takes_is_limited_too() -> None:
+    prober = Prober(Limits(address_space=64 << 10))
+    try:
+        with pytest.raises(arenite.BadModel):
+            prober.examine(ModelOptions(tiny()), 1)
+    finally:
+        prober.close()
+
+
+def test_closing_ends_an_examination_under_way_and_lets_no_other_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    wreck_helpers(monkeypatch, "libllama.read_info", "sleeps")
+    prober, ends = Prober(), queue.Queue[arenite.Error]()
+
+    def ask() -> None:
+        with pytest.raises(arenite.EngineClosed) as caught:
+            prober.examine(ModelOptions(tiny()), 1)
+        ends.put(caught.value)
+
+    waiting = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in waiting:
+        thread.start()
+    while (helper := prober._helper) is None or not children(helper.pid):
+        time.sleep(0.01)
+    (child,) = children(helper.pid)
+    prober.close()
+    for thread in waiting:
+        thread.join(20)
+    assert ends.qsize() == 3
+    assert prober._helper is None
+    assert helper.returncode is not None
+    while Path(f"/proc/{child}").exists() and " Z " not in Path(f"/proc/{child}/stat").read_text():
+        time.sleep(0.01)  # it dies with its helper
+    ask()
 
 
 FLIP = """

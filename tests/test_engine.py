@@ -17,7 +17,7 @@ from arenite.runtime.backends.null import NullBackend
 from arenite.runtime.config import ModelOptions
 from arenite.runtime.engine import Engine
 from arenite.runtime.errors import EngineFailed
-from arenite.runtime.events import Accepted, Event, Failed, Finished, Progress
+from arenite.runtime.events import Accepted, Event, Failed, Finished, Progress, Started
 from arenite.runtime.request import Request
 from arenite.runtime.sampling import Sampler
 
@@ -95,7 +95,8 @@ def test_events_come_in_the_one_legal_order_and_end_once() -> None:
         assert kinds[-1] in (Finished, Failed)
         if kinds[-1] is Finished:
             assert kinds[0] is Accepted
-            assert set(kinds[1:-1]) <= {Progress}
+            assert kinds[1:-1] == [] or kinds[1] is Started
+            assert set(kinds[2:-1]) <= {Progress}
         else:
             assert len(kinds) == 1, "too long for the context: refused at once"
 
@@ -179,6 +180,7 @@ def test_unloading_one_model_leaves_the_other_alone() -> None:
         one, two = (runtime.load("null:", name=name, context=50_000, streams=2) for name in ("one", "two"))
         running = one.submit("a", max_tokens=40_000)
         other = two.submit("b", max_tokens=300)
+        next(iter(running))  # it is in the middle of its answer
         one.close()
         with pytest.raises(arenite.EngineClosed, match="unloaded"):
             running.result(timeout=10)
@@ -365,7 +367,7 @@ def test_asyncio_twins_stream_await_and_cancel() -> None:
             await asyncio.wait_for(_await(ticket), 0.01)
         assert ticket.result(timeout=10).reason == "cancelled"
 
-    async def _await(ticket: arenite.Ticket) -> arenite.Completion:
+    async def _await(ticket: arenite.Ticket) -> object:
         return await ticket
 
     with arenite.Runtime() as runtime:

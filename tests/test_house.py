@@ -23,9 +23,12 @@ ROOMS = {  # room -> rooms of ours that it may import
 # Inside runtime/ a module imports from floors below its own only.
 FLOORS = [
     {"errors", "machine"},
-    {"sizes", "arena", "config", "events", "request", "text", "chat"},
-    {"console", "sampling", "backends.base", "ticket"},
-    {"stats", "sequence", "mailbox", "backends.ggml", "backends.null"},
+    {"forms", "sizes", "cells", "prefix", "pace"},
+    {"arena", "config", "request", "text", "chat", "typed"},
+    {"console", "sampling", "backends.base"},
+    {"events", "grammar"},
+    {"ticket", "stats", "sequence", "mailbox", "backends.ggml", "backends.null"},
+    {"pool", "session"},
     {"scheduler", "picture", "backends.slab", "backends.libllama"},
     {"lane", "backends.llama", "backends.probe", "backends.raw"},
     {"backends.loader"},
@@ -36,6 +39,7 @@ FLOORS = [
 ]
 THIRD_PARTIES = {  # package -> the only modules that may import it; a name ending in . means the whole folder
     "llama_cpp": {"runtime.backends.ggml"},
+    "llguidance": {"runtime.grammar", "runtime.backends.libllama", "runtime.backends.null"},
     "psutil": {"runtime.machine"},
     "jinja2": {"runtime.chat"},
     "gguf": {"quantize.extra"},
@@ -46,8 +50,9 @@ THIRD_PARTIES = {  # package -> the only modules that may import it; a name endi
               "examples.assistant.", "benchmarks."},
     "rich": {"runtime.console", "runtime.picture", "runtime.doctor", "runtime.bench", "examples.assistant.",
              "benchmarks."},
-    "numpy": {"runtime.sampling", "runtime.lane", "runtime.backends.", "runtime.bench", "quantize.", "benchmarks.",
-              "examples.assistant."},
+    "numpy": {"runtime.grammar", "runtime.sampling", "runtime.lane", "runtime.prefix", "runtime.pool",
+              "runtime.scheduler", "runtime.backends.", "runtime.bench", "quantize.",
+              "benchmarks.", "examples.assistant."},
 }
 
 

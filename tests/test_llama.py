@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 from pathlib import Path
+from typing import Any
 
 import llama_cpp
 import pytest
 
 import arenite
 from arenite.quantize import convert
+from arenite.runtime import machine
 from arenite.runtime.backends import ggml, libllama
 from arenite.runtime.backends.raw import RawLoop
 from arenite.runtime.backends.slab import OWNER
 from arenite.runtime.config import ModelOptions
 
 from . import checkpoints
+from .test_bad_input import wreck_helpers
 
 SMALL = {"context": 512, "streams": 4, "batch": 64, "threads": 1}
 EXACT = {**SMALL, "kv_type": "f32", "flash_attention": False}
@@ -156,6 +160,65 @@ def test_a_second_runtime_shares_the_arena_or_finds_it_busy() -> None:
         assert len({span.tenant for span in arena.spans}) == 1
 
 
+def test_two_runtimes_that_load_at_once_do_not_seal_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are about to take their first bytes; then one loads to its end, and the other after it."""
+    path, open_model = checkpoints.gguf_file("tiny", "f16"), libllama.open_model
+    both, one_is_done = threading.Barrier(2, timeout=20), threading.Event()
+
+    def take_turns(options: ModelOptions, **how: bool) -> int:
+        if both.wait() == 0:
+            assert one_is_done.wait(20)
+        return open_model(options, **how)
+
+    found: list[Any] = []
+
+    def load(runtime: arenite.Runtime) -> None:
+        try:
+            found.append(runtime.load(path, **SMALL))
+        except arenite.Error as error:
+            found.append(error)
+        one_is_done.set()
+
+    monkeypatch.setattr(libllama, "open_model", take_turns)
+    with arenite.Runtime(arena="64MiB") as first, arenite.Runtime() as second:
+        threads = [threading.Thread(target=load, args=(runtime,)) for runtime in (first, second)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert [type(model) for model in found] == [arenite.Model] * 2, found
+        status = first.status()
+        assert status.arena is not None
+        assert {span.tenant for span in status.arena.spans} == {"f16", "f16#2"}
+        assert status.allocations_after_seal == 0
+        answers = [model.generate(PROMPT, max_tokens=5, ignore_end=True).tokens for model in found]
+        assert answers[0] == answers[1]
+
+
+def test_a_cache_as_large_as_the_outputs_is_still_the_cache() -> None:
+    path = checkpoints.gguf_file(checkpoints.ODD, "f16")
+    # keys and values: 256 cells * 2 layers * 2 heads of 16 * 2 * 2 bytes; outputs: 512 tokens * (31 + 1) rows * 4 bytes
+    with arenite.Runtime() as runtime:
+        runtime.load(path, context=256, streams=8, remember=23, batch=64, threads=1)
+        arena = runtime.status().arena
+        assert arena is not None
+        kinds = {kind: [span.size for span in arena.spans if span.kind == kind] for kind in ("kv", "outputs")}
+        assert kinds == {"kv": [65536], "outputs": [65536]}
+
+
+def test_an_auto_arena_that_this_machine_has_no_memory_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = checkpoints.gguf_file("tiny", "f16")
+    with arenite.Runtime() as runtime:
+        needs = runtime.plan(path, **SMALL).by_kind()
+        monkeypatch.setattr(machine, "available_memory", lambda: 1 << 20)
+        with pytest.raises(arenite.ArenaTooSmall, match=r"\(weights .*, kv .*\) but this machine has") as caught:
+            runtime.load(path, **SMALL)
+        assert caught.value.items == needs
+        assert "arena" not in str(caught.value), "a larger one would not help"
+        assert "shorter context" in str(caught.value)
+        assert OWNER.current() is None
+
+
 def test_closing_restores_the_stock_allocator() -> None:
     kind = ggml.BufferType.from_address(ggml.cpu_buffer_type())
     stock = kind.iface.alloc_buffer
@@ -211,10 +274,41 @@ def test_unknown_layouts_mean_stock_allocation_and_say_so(monkeypatch: pytest.Mo
         assert status.state == "degraded"
         assert "0.0.0" in status.reason
         assert (status.arena, status.allocations_after_seal) == (None, None), "nothing counted, nothing claimed"
+        assert runtime.plan(checkpoints.gguf_file("tiny", "f16"), **SMALL).needs == (), "read by layout, so not read"
+        monkeypatch.setattr(machine, "available_memory", lambda: 1 << 10)
+        with pytest.raises(arenite.ArenaTooSmall, match=r"\(weights .* this machine has 1,024 free: take"):
+            runtime.load(checkpoints.gguf_file("tiny", "f16"), name="two", **SMALL)
         assert model.generate(PROMPT, max_tokens=5, ignore_end=True).usage.answer_tokens == 5
     assert ggml.check_layout()
     monkeypatch.undo()
     assert ggml.check_layout() == ""
+
+
+@pytest.mark.parametrize("how", ["dies", "empty"])
+def test_accounts_that_can_not_be_read_are_not_the_files_fault(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """The walk over libllama's C++ map by another layout ends in a signal, or finds something else."""
+    path = checkpoints.gguf_file("tiny", "f16")
+    wreck_helpers(monkeypatch, "probe.breakdown", how)
+    with arenite.Runtime() as runtime:  # nobody knows how large an arena would have to be
+        plan = runtime.plan(path, **SMALL)
+        assert (plan.needs, plan.outside["buffers of unknown size"]) == ((), None)
+        model = runtime.load(path, **SMALL)
+        status = runtime.status()
+        assert (status.state, status.arena, status.allocations_after_seal) == ("degraded", None, None)
+        assert "accounts can not be read" in status.reason
+        assert model.generate(PROMPT, max_tokens=5, ignore_end=True).usage.answer_tokens == 5
+    with arenite.Runtime(arena="64MiB") as runtime:  # a given size is used as far as it goes
+        with pytest.raises(arenite.ArenaTooSmall):
+            runtime.load(path, context=1 << 20, threads=1)
+        model = runtime.load(path, **SMALL)
+        status = runtime.status()
+        assert (status.state, status.allocations_after_seal) == ("ready", 0)
+        assert status.arena is not None
+        assert {span.kind for span in status.arena.spans} == {"weights", "kv", "scratch", "outputs"}
+        assert model.generate(PROMPT, max_tokens=5, ignore_end=True).usage.answer_tokens == 5
+        with arenite.Runtime() as other:  # and shared
+            other.load(path, **SMALL)
+            assert other.status().state == "ready"
 
 
 def test_a_conversation_is_rendered_and_control_words_count_only_there() -> None:

@@ -42,7 +42,7 @@ def test_an_encoder_is_refused_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("settings", [
-    {"context": 256, "streams": 200, "batch": 512}, {"context": 256, "streams": 256, "batch": 256},
+    {"context": 256, "streams": 200, "batch": 512}, {"context": 256, "streams": 255, "batch": 256},
     {"context": 300, "streams": 3, "batch": 4096}, {"context": 16, "streams": 1, "batch": 1},
     {"context": 257, "streams": 7, "batch": 7},
 ])

@@ -105,8 +105,8 @@ def engine(model: Any) -> Answer:
     """Return an answerer that has a loaded model answer many conversations at once."""
 
     def answer(conversations: list[Conversation], structured: bool) -> list[str]:
-        form = schema() if structured else None
-        tickets = [model.submit(c, schema=form, max_tokens=LONGEST, temperature=0) for c in conversations]
+        asked = {"schema": schema() if structured else None, "enforce": False, "max_tokens": LONGEST}
+        tickets = [model.submit(conversation, **asked) for conversation in conversations]
         return [ticket.result().text for ticket in tickets]
 
     return answer

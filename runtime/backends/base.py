@@ -8,13 +8,16 @@ may be used from any thread.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from ..arena import Plan
+
+Saved: TypeAlias = NDArray[np.uint8]
+"""A copy of a sequence's state in host memory; only the backend that made it can read it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,9 @@ class ModelInfo:
     ``context``  tokens that one request may take, prompt and answer together
     ``cells``    tokens of KV cache shared by all streams
     ``batch``    tokens that one step may compute
+    ``slots``    sequences that the cache may hold at a time, running and kept ones
+    ``reuse``    ``any``: every head of a sequence can be shared; ``whole``: only all of it (sliding windows have
+                 forgotten the rest, recurrent states have no rest)
     ``start_text``, ``end_text``  the model's begin-of-text and end-of-text tokens, written out; may be empty
     """
 
@@ -41,6 +47,8 @@ class ModelInfo:
     end_text: str
     parameters: int
     file_bytes: int
+    slots: int
+    reuse: Literal["any", "whole"] = "any"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +93,12 @@ class Vocabulary(Protocol):
     def is_end(self, token: int) -> bool:
         """Tell whether the token ends an answer."""
 
+    def matcher_tokenizer(self) -> Any:
+        """Return llguidance's ``LLTokenizer`` of this vocabulary: made at the first call, which may take a second.
+
+        Its end tokens are those of `is_end`.
+        """
+
 
 class Backend(Protocol):
     """One loaded model."""
@@ -119,6 +133,24 @@ class Backend(Protocol):
 
     def drop(self, sequence: int) -> None:
         """Forget everything that sequence number ``sequence`` holds."""
+
+    def share(self, source: int, target: int, length: int) -> None:
+        """Let ``target``, which is empty, begin with the first ``length`` tokens of ``source``, by reference."""
+
+    def trim(self, sequence: int, length: int) -> None:
+        """Forget all but the first ``length`` tokens of a sequence."""
+
+    def save(self, sequence: int, first: int) -> Saved:
+        """Return a copy of what a sequence holds from its token number ``first`` on."""
+
+    def restore(self, sequence: int, first: int, saved: Saved) -> bool:
+        """Put a copy back behind the first ``first`` tokens, which the sequence still holds; False if it has no room.
+
+        The state is then byte for byte what was saved.
+        """
+
+    def interrupt(self) -> None:
+        """Make the running and every later ``decode`` fail soon.  For the end: it spares no sequence.  Any thread."""
 
     def warm_up(self) -> None:
         """Run the largest steps that can occur, so that everything that grows has grown; leaves no sequence."""

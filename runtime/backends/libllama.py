@@ -8,6 +8,8 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any
 
+from llguidance import LLTokenizer
+
 from ..errors import BadModel, EngineClosed, UnsupportedModel
 from . import ggml
 from .base import ModelInfo
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 L = ggml.L
 ENDS_KEY = "arenite.eos_token_ids"
 _NO_DEVICES = (C.c_void_p * 1)(None)  # a list that ends at once
+LONGEST_PIECE = 2048  # bytes that llguidance takes of one token; a longer one it never proposes
 DEFAULT_CONTEXT = 512  # for a file that does not say how long its model was trained
 
 
@@ -33,17 +36,19 @@ def model_parameters(options: ModelOptions, *, no_alloc: bool = False) -> Any:
 
 
 def context_parameters(options: ModelOptions, threads: int) -> Any:
-    """Return ``llama_context_params``: one unified KV pool, at most one output row per stream."""
+    """Return ``llama_context_params``: one KV pool for all (one per stream in deterministic mode), outputs for each."""
     parameters = L.llama_context_default_params()
     parameters.n_ctx = options.context
-    parameters.n_batch = parameters.n_ubatch = options.batch
-    parameters.n_seq_max = options.streams
-    parameters.n_outputs_max = options.streams
+    parameters.kv_unified = not options.deterministic  # where a sequence's cells lie shows in the last bits
+    # one spare, to save and restore a part of a sequence by
+    parameters.n_seq_max = options.slots + int(parameters.kv_unified)
+    # libllama reserves its graph for at least a token per sequence, and plans for less than it then takes otherwise
+    parameters.n_batch = parameters.n_ubatch = max(options.batch, parameters.n_seq_max)
+    parameters.n_outputs_max = parameters.n_seq_max  # libllama makes room for so many whatever is asked for
     parameters.n_threads = parameters.n_threads_batch = threads
     parameters.type_k = parameters.type_v = getattr(L, f"GGML_TYPE_{options.kv_type.upper()}")
     on, off = L.LLAMA_FLASH_ATTN_TYPE_ENABLED, L.LLAMA_FLASH_ATTN_TYPE_DISABLED
     parameters.flash_attn_type = on if options.flash_attention else off
-    parameters.kv_unified = True
     parameters.no_perf = True
     parameters.op_offload = parameters.offload_kqv = False
     return parameters
@@ -103,11 +108,19 @@ def read_info(model: int, context: int, options: ModelOptions, threads: int) -> 
     metadata(model, "general.name")
     return ModelInfo(
         name=options.name, architecture=metadata(model, "general.architecture") or "", vocabulary=vocabulary,
-        context=min(cells, trained), cells=cells, streams=options.streams,
-        batch=int(L.llama_n_batch(context)), threads=threads,
+        context=min(int(L.llama_n_ctx_seq(context)), trained), cells=cells, streams=options.streams,
+        batch=min(options.batch, int(L.llama_n_batch(context))), threads=threads,
         device="cpu", chat_template=None if template is None else _utf8(template, "chat template"),
         start_text=_token_text(model, L.llama_vocab_bos), end_text=_token_text(model, L.llama_vocab_eos),
         parameters=int(L.llama_model_n_params(model)), file_bytes=int(L.llama_model_size(model)),
+        slots=options.slots, reuse="whole" if forgets(model) else "any",
+    )
+
+
+def forgets(model: int) -> bool:
+    """Tell whether the cache of a sequence does not hold all of its tokens: sliding windows, recurrent states."""
+    return bool(
+        L.llama_model_n_swa(model) > 0 or L.llama_model_is_recurrent(model) or L.llama_model_is_hybrid(model)
     )
 
 
@@ -150,9 +163,12 @@ class LlamaVocabulary:
         adds_end = bool(L.llama_vocab_get_add_eos(self._vocabulary))
         self._added_end = int(L.llama_vocab_eos(self._vocabulary)) if adds_end else None
         self._pieces: dict[int, bytes] = {}
-        self._ends = dict.fromkeys(_written_ends(model), True)
+        self._written_ends = [end for end in _written_ends(model) if 0 <= end < self._size]
+        self._ends = dict.fromkeys(self._written_ends, True)
         self._buffer = C.create_string_buffer(512)
         self._lock = threading.Lock()  # held while a text is encoded, which may take long
+        self._matcher_tokenizer: Any = None
+        self._matcher_lock = threading.Lock()  # held while that is made, about a second
         self._pieces_lock = threading.Lock()  # held for one token: the engine must not wait for a long text
 
     def encode(self, text: str, *, special: bool, start: bool) -> list[int]:
@@ -198,11 +214,47 @@ class LlamaVocabulary:
                 known = self._ends[token] = bool(L.llama_vocab_is_eog(self._vocabulary, token))
         return known
 
+    def matcher_tokenizer(self) -> Any:
+        """Return llguidance's tokenizer: see `base.Vocabulary`.  It calls libllama: not to be used after `close`."""
+        with self._matcher_lock:
+            self._check()
+            if self._matcher_tokenizer is None:
+                self._matcher_tokenizer = _matcher_tokenizer(self._vocabulary, self._written_ends)
+            return self._matcher_tokenizer
+
     def _check(self) -> None:
         if self._vocabulary is None:
             raise EngineClosed("the model was closed: load it again")
 
     def close(self) -> None:
         """Let no later call reach the freed model."""
-        with self._lock, self._pieces_lock:
+        with self._lock, self._matcher_lock, self._pieces_lock:
             self._vocabulary = None
+
+
+def _matcher_tokenizer(vocabulary: int, written_ends: list[int]) -> Any:
+    """Hand a vocabulary to llguidance.
+
+    As its own ``llguidance.llamacpp`` does, which calls what llama-cpp-python has deprecated; but no token that `piece`
+    renders as nothing, or that ends an answer, has letters here that could be part of one.
+    """
+    size = int(L.llama_vocab_n_tokens(vocabulary))
+    ends = sorted({*written_ends, *(token for token in range(size) if L.llama_vocab_is_eog(vocabulary, token))})
+    buffer = C.create_string_buffer(LONGEST_PIECE)
+    pieces, known_ends = [], set(ends)
+    for token in range(size):
+        length = L.llama_token_to_piece(vocabulary, token, buffer, LONGEST_PIECE, 0, True)
+        piece = buffer.raw[:length] if length > 0 else b""
+        kind = L.llama_vocab_get_attr(vocabulary, token)
+        marked = kind & L.LLAMA_TOKEN_ATTR_USER_DEFINED and piece.startswith(b"<") and piece.endswith(b">")
+        hidden = kind & (L.LLAMA_TOKEN_ATTR_CONTROL | L.LLAMA_TOKEN_ATTR_UNKNOWN)
+        control = hidden or marked or token in known_ends
+        pieces.append(b"\xff" + piece if control else piece)
+    if not ends:  # llguidance insists on one: let it be beyond the vocabulary
+        ends = [size]
+        pieces.append(b"\xff<end>")
+    bridge: Any = LLTokenizer
+    return bridge.from_llamacpp(
+        tokens=pieces, vocab_ptr=vocabulary, eos_token=ends,
+        tokenize_fptr=C.cast(ggml.lib.llama_tokenize, C.c_void_p).value,
+    )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from ..arena import Plan
     from ..config import ModelOptions
+    from .base import Saved
 
 L = ggml.L
 _DECODE_ERRORS = {
@@ -42,6 +43,11 @@ class LlamaBackend:
             raise
         self.vocabulary = libllama.LlamaVocabulary(self._model)
         self._kv = L.llama_get_memory(self._context)
+        # libllama asks a C function before each node of a graph whether to go on.  A Python one would take the GIL
+        # a thousand times a step; libc's atoi over a buffer of ours is a native "read this flag".
+        self._aborted = C.create_string_buffer(b"0", 2)
+        atoi = C.cast(C.CDLL(None).atoi, C.c_void_p)
+        L.llama_set_abort_callback(self._context, C.cast(atoi, L.ggml_abort_callback), self._aborted)
         self.batch, self._native, self._keep = _native_batch(options.batch)
         self._address = 0
         self._rows = np.zeros((0, self.info.vocabulary), np.float32)
@@ -49,7 +55,7 @@ class LlamaBackend:
     @property
     def output_bytes(self) -> int:
         """Size of the buffer that holds the logits, which is how the arena recognises it."""
-        return 4 * self.info.vocabulary * self.info.streams
+        return 4 * self.info.vocabulary * (self.info.slots + 1)
 
     def decode(self, n: int) -> NDArray[np.float32]:
         """Run the first ``n`` rows of the batch; see `base.Backend`."""
@@ -64,8 +70,8 @@ class LlamaBackend:
         """View libllama's output rows; the address is the same from step to step, so the view is made once."""
         address = C.cast(L.llama_get_logits(self._context), ggml.PTR).value or 0
         if address != self._address:
-            rows = (C.c_float * (self.info.streams * self.info.vocabulary)).from_address(address)
-            self._rows = np.ctypeslib.as_array(rows).reshape(self.info.streams, self.info.vocabulary)
+            shape = self.info.slots + 1, self.info.vocabulary
+            self._rows = np.ctypeslib.as_array((C.c_float * (shape[0] * shape[1])).from_address(address)).reshape(shape)
             self._address = address
         return self._rows
 
@@ -73,18 +79,62 @@ class LlamaBackend:
         """Free the cells of a sequence."""
         L.llama_memory_seq_rm(self._kv, sequence, -1, -1)
 
+    def share(self, source: int, target: int, length: int) -> None:
+        """Refer to the same cells from two sequences; see `base.Backend`."""
+        L.llama_memory_seq_cp(self._kv, source, target, -1, length if self.info.reuse == "any" else -1)
+
+    def trim(self, sequence: int, length: int) -> None:
+        """Free the cells behind the first ``length``."""
+        L.llama_memory_seq_rm(self._kv, sequence, length, -1)
+
+    def save(self, sequence: int, first: int) -> Saved:
+        """Copy the state of a sequence; of a part of it by way of a spare one, which libllama then saves whole."""
+        source = sequence
+        if first:
+            source = self.info.slots
+            L.llama_memory_seq_cp(self._kv, sequence, source, first, -1)
+        data = np.empty(L.llama_state_seq_get_size(self._context, source), np.uint8)
+        written = L.llama_state_seq_get_data(self._context, _bytes(data), data.nbytes, source)
+        if first:
+            self.drop(source)
+        return data[:written]
+
+    def restore(self, sequence: int, first: int, saved: Saved) -> bool:
+        """Write the state of a sequence; libllama empties the one it writes to, so a part goes by a spare one too."""
+        target = self.info.slots if first else sequence
+        done = L.llama_state_seq_set_data(self._context, _bytes(saved), saved.nbytes, target) == saved.nbytes
+        if first:
+            if done:
+                L.llama_memory_seq_cp(self._kv, target, sequence, first, -1)
+            self.drop(target)
+        return bool(done)
+
+    def interrupt(self) -> None:
+        """Set the flag that libllama looks at before each node of a graph."""
+        self._aborted.raw = b"1\0"
+
     def warm_up(self) -> None:
         """Run a full prompt step over all streams, then a full decode step, then forget them."""
+        each = int(L.llama_n_ctx_seq(self._context)) - 1
         streams = min(self.info.streams, self.info.cells // 2)
-        share = max(1, min(self.info.batch, self.info.cells - streams) // streams)
-        for n, first in ((share, 0), (1, share)):
-            rows = np.arange(n * streams)
-            self.batch.tokens[: len(rows)] = 0
-            self.batch.positions[: len(rows)] = first + rows % n
-            self.batch.sequences[: len(rows)] = rows // n
-            self.batch.outputs[: len(rows)] = rows % n == n - 1
-            self.decode(len(rows))
+        full = max(streams, min(self.info.batch, self.info.cells - streams, streams * each))
+        shares = [full // streams + (i < full % streams) for i in range(streams)]
+        self._warm(shares, [0] * streams)
+        self._warm([1] * streams, shares)
         L.llama_memory_clear(self._kv, True)
+
+    def _warm(self, shares: list[int], firsts: list[int]) -> None:
+        """Decode a step in which sequence i has ``shares[i]`` rows from position ``firsts[i]`` on."""
+        n = 0
+        for sequence, (share, first) in enumerate(zip(shares, firsts, strict=True)):
+            end = n + share
+            self.batch.tokens[n:end] = 0
+            self.batch.positions[n:end] = range(first, first + share)
+            self.batch.sequences[n:end] = sequence
+            self.batch.outputs[n:end] = 0
+            self.batch.outputs[end - 1] = 1
+            n = end
+        self.decode(n)
 
     def close(self) -> None:
         """Free context and model."""
@@ -98,6 +148,10 @@ class LlamaBackend:
             L.llama_free(context)
         if model:
             L.llama_model_free(model)
+
+
+def _bytes(data: Saved) -> Any:
+    return data.ctypes.data_as(C.POINTER(C.c_uint8))
 
 
 def _native_batch(size: int) -> tuple[StepBatch, Any, list[NDArray[np.generic]]]:

@@ -8,7 +8,10 @@ BadModel with libllama's own last line.  The same report is the memory plan, so 
 ::
 
     Prober (any thread) --JSON line--> helper (this module as __main__) --fork--> one child per file
-                        <--JSON line--                                  <--pipe--
+                        <--JSON line--                                  <--pipe-- line 1: facts, line 2: needs
+
+The needs come from a C++ map that is read by its layout.  Where that is another one, the child may die of it; it has
+told the facts before, so the file is not blamed and the needs count as unknown.
 """
 
 from __future__ import annotations
@@ -26,23 +29,43 @@ import threading
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..arena import KV, OUTPUTS, SCRATCH, WEIGHTS, Need
-from ..config import ModelOptions
-from ..errors import BadModel, EngineFailed, ModelNotFound, UnsupportedModel
+from ..config import NULL_MODEL, ModelOptions
+from ..errors import BadModel, EngineClosed, EngineFailed, ModelNotFound, UnsupportedModel
 from .base import ModelInfo
 
-WALL_LIMIT_S, CPU_LIMIT_S = 60.0, 60
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 IDLE_S = 5.0
-ADDRESS_SPACE = 8 << 30  # above what the helper itself has mapped; the largest vocabularies take a few hundred MiB
 MAGIC = b"GGUF"
 MAPPED = "mapped weights"
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a child may take: seconds, seconds of CPU, and bytes of addresses above what the helper has mapped.
+
+    The largest vocabularies take a few hundred MiB.
+    """
+
+    wall_s: float = 60.0
+    cpu_s: int = 60
+    address_space: int = 8 << 30
+
+
+LIMITS = Limits()
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a child found: the model's facts, the buffers a load will ask for, and bytes that will lie elsewhere."""
+    """What a child found: the model's facts, the buffers a load will ask for, and bytes that will lie elsewhere.
+
+    No ``needs`` at all: they are unknown.
+    """
 
     info: ModelInfo
     needs: tuple[Need, ...]
@@ -54,9 +77,13 @@ class Prober:
 
     One at a time: callers wait for each other.  The helper starts with a question and leaves when none came for a
     while, so that a box that serves keeps no second process in memory.
+
+    ``accounts``: whether libllama's accounts of its buffers may be read, by a layout that was checked.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits = LIMITS, *, accounts: bool = True) -> None:
+        self._limits, self._accounts = limits, accounts
+        self._closed = False
         self._lock = threading.Lock()
         self._helper: subprocess.Popen[str] | None = None
         self._known: dict[tuple[Any, ...], Report] = {}
@@ -64,7 +91,8 @@ class Prober:
     def examine(self, options: ModelOptions, threads: int) -> Report:
         """Return the report on ``options.path``.
 
-        Raises ModelNotFound if there is no such file, BadModel if it is not a sound GGUF that libllama accepts.
+        Raises ModelNotFound if there is no such file, BadModel if it is not a sound GGUF that libllama accepts,
+        EngineClosed after `close`.
         """
         key = (*_identity(options.path), options)
         with self._lock:
@@ -74,7 +102,10 @@ class Prober:
 
     def _ask(self, options: ModelOptions, threads: int) -> Report:
         absolute = replace(options, path=str(Path(options.path).absolute()))
-        line = json.dumps({"options": asdict(absolute), "threads": threads}) + "\n"
+        question = {
+            "options": asdict(absolute), "threads": threads, "accounts": self._accounts, "limits": asdict(self._limits),
+        }
+        line = json.dumps(question) + "\n"
         answer = self._talk(line) or self._talk(line)  # a second time: the helper may just have left, being idle
         if answer is None:
             raise EngineFailed("the process that examines model files ended unexpectedly: try again")
@@ -87,16 +118,18 @@ class Prober:
 
     def _talk(self, line: str) -> dict[str, Any] | None:
         """Send a line to the helper, started if need be, and return its answer; None if it is gone."""
+        if self._closed:
+            raise EngineClosed("the runtime is closed: make a new one")
         if self._helper is None or self._helper.poll() is not None:
             self._stop()
             self._helper = _start_helper()
         stdin, stdout = self._helper.stdin, self._helper.stdout
         assert stdin is not None  # noqa: S101 - Popen was given pipes
-        assert stdout is not None  # noqa: S101
+        assert stdout is not None  # noqa: S101 - the same
         try:
             stdin.write(line)
             stdin.flush()
-            if not select.select([stdout], [], [], WALL_LIMIT_S + 10)[0]:
+            if not select.select([stdout], [], [], self._limits.wall_s + 10)[0]:
                 raise TimeoutError
             answer: dict[str, Any] = json.loads(stdout.readline())
         except (OSError, ValueError):
@@ -112,13 +145,19 @@ class Prober:
                 helper.communicate()
 
     def close(self) -> None:
-        """End the helper."""
-        with self._lock:
-            self._stop()
+        """End the helper for good; who waits for its answer gets EngineClosed."""
+        self._closed = True
+        while not self._lock.acquire(timeout=0.02):
+            if (helper := self._helper) is not None:
+                helper.kill()
+        self._stop()
+        self._lock.release()
 
 
 def _identity(path: str) -> tuple[int, int, int, int]:
     """Return device, inode, size and time of change; raises for what is plainly no GGUF file."""
+    if path == NULL_MODEL:
+        raise UnsupportedModel(f"{NULL_MODEL} is a fake that has no file and takes no arena: give a GGUF file")
     try:
         if Path(path).exists() and not Path(path).is_dir() and not Path(path).is_file():
             raise BadModel(f"{path} is no ordinary file: give a GGUF file")
@@ -161,31 +200,34 @@ def serve() -> None:
 def _fork_and_wait(question: dict[str, Any]) -> dict[str, Any]:
     answer_read, answer_write = os.pipe()
     said_read, said_write = os.pipe()
-    child = os.fork()
+    child, limits = os.fork(), Limits(**question["limits"])
     if child == 0:
         os.close(answer_read)
         os.close(said_read)
-        _child(question, answer_write, said_write)
+        _child(question, limits, answer_write, said_write)
     os.close(answer_write)
     os.close(said_write)
-    answer, said, in_time = _collect(answer_read, said_read)
+    answer, said, in_time = _collect(answer_read, said_read, limits.wall_s)
     if not in_time:
         os.kill(child, signal.SIGKILL)
     status = os.waitpid(child, 0)[1]
+    found: dict[str, Any] = {}
+    for line in answer.splitlines():
+        with contextlib.suppress(ValueError):  # the child died in the middle of it
+            found |= json.loads(line)
+    if found:
+        return {"needs": [], "outside": {}, **found}
     last = _last_line(said)
     if not in_time:
-        return {"reason": f"libllama did not finish within {WALL_LIMIT_S:.0f} s ({last})"}
+        return {"reason": f"libllama did not finish within {limits.wall_s:g} s ({last})"}
     if os.WIFSIGNALED(status):
         return {"reason": f"libllama was ended by {signal.Signals(os.WTERMSIG(status)).name} ({last})"}
-    with contextlib.suppress(ValueError):
-        found: dict[str, Any] = json.loads(answer)
-        return found
     return {"reason": last}
 
 
-def _collect(answer: int, said: int) -> tuple[bytes, bytes, bool]:
-    """Read both pipes to their end or to the limit; keeps the tail of what was said."""
-    texts, until = {answer: b"", said: b""}, time.monotonic() + WALL_LIMIT_S
+def _collect(answer: int, said: int, seconds: float) -> tuple[bytes, bytes, bool]:
+    """Read both pipes to their end, for so many seconds at most; keeps the tail of what was said."""
+    texts, until = {answer: b"", said: b""}, time.monotonic() + seconds
     open_pipes = [answer, said]
     while open_pipes and (left := until - time.monotonic()) > 0:
         for pipe in select.select(open_pipes, [], [], left)[0]:
@@ -203,20 +245,21 @@ def _last_line(said: bytes) -> str:
     return next((line for line in reversed(lines) if line), "no reason was given")
 
 
-def _child(question: dict[str, Any], answer: int, said: int) -> None:
+def _child(question: dict[str, Any], limits: Limits, answer: int, said: int) -> None:
     """Open the file under limits and leave.  Never returns."""
     code = 1
     try:
+        C.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
         os.dup2(os.open(os.devnull, os.O_RDWR), 0)
         os.dup2(said, 1)  # the helper's own standard output carries answers and nothing else
         os.dup2(said, 2)  # a native abort speaks on standard error
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-        roof = pages * resource.getpagesize() + ADDRESS_SPACE
+        roof = pages * resource.getpagesize() + limits.address_space
         resource.setrlimit(resource.RLIMIT_AS, (roof, roof))
-        resource.setrlimit(resource.RLIMIT_CPU, (CPU_LIMIT_S, CPU_LIMIT_S))
+        resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu_s, limits.cpu_s + 1))  # SIGXCPU, which says why, before SIGKILL
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        found = _examine(ModelOptions(**question["options"]), question["threads"])
-        os.write(answer, json.dumps(found).encode())
+        for found in _examine(ModelOptions(**question["options"]), question["threads"], accounts=question["accounts"]):
+            os.write(answer, json.dumps(found).encode() + b"\n")
         code = 0
     except UnsupportedModel as error:
         os.write(answer, json.dumps({"unsupported": str(error)}).encode())
@@ -230,7 +273,8 @@ def _child(question: dict[str, Any], answer: int, said: int) -> None:
         os._exit(code)
 
 
-def _examine(options: ModelOptions, threads: int) -> dict[str, Any]:
+def _examine(options: ModelOptions, threads: int, *, accounts: bool) -> Iterator[dict[str, Any]]:
+    """Yield the facts, and then, if the accounts can be read, the needs."""
     from . import ggml, libllama  # noqa: PLC0415 - only the helper's child needs it
 
     log = ggml.log()
@@ -242,14 +286,16 @@ def _examine(options: ModelOptions, threads: int) -> dict[str, Any]:
     vocabulary.encode("probe 123", special=True, start=True)
     for token in range(0, info.vocabulary, max(1, info.vocabulary // 64)):
         vocabulary.piece(token)
-    rows = breakdown(context)
+    yield {"info": asdict(info)}
+    if not accounts or not (rows := breakdown(context)):
+        return
     outside = {MAPPED: sum(row.weights for row in rows if row.name == "CPU")} if options.weights == "mapped" else {}
     needs = [(WEIGHTS, row.weights) for row in rows if not (row.name == "CPU" and options.weights == "mapped")]
-    needs += [(OUTPUTS, 4 * info.vocabulary * options.streams)]
+    needs += [(OUTPUTS, 4 * info.vocabulary * (options.slots + 1))]
     needs += [(KV, row.cache) for row in rows]
     needs += [(KV, 1)] * (libllama.caches(model) - 1)  # several caches are several buffers, each rounded up
     needs += [(SCRATCH, row.scratch) for row in rows]
-    return {"info": asdict(info), "needs": [need for need in needs if need[1]], "outside": outside}
+    yield {"needs": [need for need in needs if need[1]], "outside": outside}
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,6 +329,7 @@ class _Map(C.Structure):
 def breakdown(context: int) -> list[Row]:
     """Return what each buffer type holds, as libllama accounts for it, in the order in which it allocates.
 
+    Empty if the accounts can not be read.
     The only exact source is a C++ function that returns a map by value (``llama_get_memory_breakdown``,
     llama-ext.h), so its tree is walked here.  Only ever called in a child that may die of it.
     """
@@ -290,17 +337,16 @@ def breakdown(context: int) -> list[Row]:
 
     try:
         function = ggml.lib["_Z26llama_get_memory_breakdownPK13llama_context"]
-    except AttributeError:  # another version of the library: nothing is known, and the arena is degraded anyway
+    except AttributeError:  # another version of the library
         return []
     function.restype, function.argtypes = _Map, [C.c_void_p]
     found: _Map = function(context)
-    rows, left = [], [found.root]
-    while left:
+    rows: list[Row] = []
+    left = [found.root]
+    while left and len(rows) <= found.count:
         if address := left.pop():
             node = _Node.from_address(address)
             name = ggml.lib.ggml_backend_buft_name(node.key).decode()
             rows.append(Row(name, node.weights, node.cache, node.scratch))
             left += [node.left, node.right]
-    if len(rows) != found.count:
-        raise BadModel("libllama's memory breakdown can not be read", "its layout is not the expected one")
-    return sorted(rows, key=lambda row: row.name)
+    return sorted(rows, key=lambda row: row.name) if len(rows) == found.count else []

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 from .. import machine
 from ..arena import KV, OUTPUTS, SCRATCH, WEIGHTS, Arena, Plan, Snapshot, Span, aligned
-from ..errors import ArenaBusy, ArenaTooSmall, Error, MemoryPlanError
+from ..errors import MACHINE, ArenaBusy, ArenaTooSmall, Error, MemoryPlanError
 from . import ggml
 
 if TYPE_CHECKING:
@@ -40,18 +40,22 @@ ALIGNMENT = 4096
 _MADV_POPULATE_WRITE = 23  # Linux 5.14; Python's mmap has no name for it
 
 
+def room() -> int:
+    """Bytes of the largest slab that this machine has memory for now."""
+    return max(0, machine.available_memory() - HUGE_PAGE)
+
+
 class _Memory:
     """Anonymous memory, huge pages where the kernel gives them, every page present before it is used."""
 
     def __init__(self, size: int) -> None:
-        length = size + HUGE_PAGE
-        available = machine.available_memory()
-        if length > available:
-            raise ArenaTooSmall(size, available, {"arena": size}, "this machine")
+        length, available = size + HUGE_PAGE, room()
+        if size > available:
+            raise ArenaTooSmall(size, available, {"arena": size}, MACHINE)
         try:
             self._map = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except OSError:
-            raise ArenaTooSmall(size, available, {"arena": size}, "this machine") from None
+            raise ArenaTooSmall(size, available, {"arena": size}, MACHINE) from None
         self._window = (C.c_char * length).from_buffer(self._map)
         self.address = aligned(C.addressof(self._window), HUGE_PAGE)
         try:
@@ -76,7 +80,7 @@ class _Loading:
     """What a thread is loading at the moment; set by `Slab.loading`, read in the allocation callback."""
 
     tenant: str
-    refused: ArenaTooSmall | None = None
+    refused: MemoryPlanError | None = None
 
 
 class Slab:
@@ -120,13 +124,6 @@ class Slab:
         with self._lock:
             return self._arena.audit()
 
-    def new_tenant(self, name: str) -> str:
-        """Return ``name``, or with a number behind it where another Runtime's model goes by that name already."""
-        with self._lock:
-            taken = {span.tenant for span in self._spans.values()}
-        names = itertools.chain([name], (f"{name}#{number}" for number in itertools.count(2)))
-        return next(tenant for tenant in names if tenant not in taken)
-
     def check(self, plan: Plan) -> None:
         """Raise ArenaTooSmall, or ArenaBusy if others hold the bytes, unless the plan fits now."""
         with self._lock:
@@ -142,18 +139,19 @@ class Slab:
         raise ArenaTooSmall(plan.size, free, plan.by_kind(), "the arena, in pieces too small,")
 
     @contextmanager
-    def loading(self, tenant: str) -> Iterator[None]:
-        """Let the calling thread allocate for ``tenant`` while inside; sealed again when it leaves.
+    def loading(self, name: str) -> Iterator[str]:
+        """Let the calling thread allocate while inside; sealed again when it leaves.
 
-        Raises ArenaTooSmall on leaving if an allocation was refused for want of room, whatever the library made
-        of it.  What was allocated before stays leased until ggml frees it.
+        Gives the tenant that the bytes are for: ``name``, or with a number behind it where another Runtime's model
+        goes by that name, or is about to.  On leaving raises what an allocation was refused for, whatever the library
+        made of it.  What was allocated before stays leased until ggml frees it.
         """
-        state = _Loading(tenant)
         with self._lock:
-            self._loading[threading.get_ident()] = state
+            tenant = self._new_tenant(name)
+            state = self._loading[threading.get_ident()] = _Loading(tenant)
             self._arena.open(tenant)
         try:
-            yield
+            yield tenant
         except Error as error:  # what the library made of it
             raise state.refused or error from None
         finally:
@@ -163,6 +161,11 @@ class Slab:
         if state.refused:
             raise state.refused
 
+    def _new_tenant(self, name: str) -> str:
+        taken = {span.tenant for span in self._spans.values()} | {state.tenant for state in self._loading.values()}
+        names = itertools.chain([name], (f"{name}#{number}" for number in itertools.count(2)))
+        return next(tenant for tenant in names if tenant not in taken)
+
     def alone_and_empty(self) -> bool:
         """Tell whether the slab has one user and no lease."""
         with self._lock:
@@ -171,14 +174,19 @@ class Slab:
     def classify(self, tenant: str, output_bytes: int) -> None:
         """Name the tenant's spans by what ggml uses them for, once its context stands.
 
-        ggml marks weights and scratch itself; of the others the output vectors are known by their size.
+        ggml marks weights and scratch itself; of the others the output vectors are the first of their size, since
+        libllama makes room for them before the KV cache, which may be as large.
         """
+        marked = {ggml.USAGE_WEIGHTS: WEIGHTS, ggml.USAGE_COMPUTE: SCRATCH}
         with self._lock:
-            for address, span in self._spans.items():
+            seen = False
+            for address, span in self._spans.items():  # in the order of allocation
                 if span.tenant == tenant:
                     buffer = ggml.Buffer.from_address(address)
-                    rest = OUTPUTS if buffer.size == output_bytes else KV
-                    kind = {ggml.USAGE_WEIGHTS: WEIGHTS, ggml.USAGE_COMPUTE: SCRATCH}.get(buffer.usage, rest)
+                    kind = marked.get(buffer.usage)
+                    if kind is None:
+                        kind = OUTPUTS if not seen and buffer.size == output_bytes else KV
+                        seen |= kind == OUTPUTS
                     self._spans[address] = self._arena.rename(span, kind)
 
     def close(self) -> None:
@@ -198,11 +206,9 @@ class Slab:
             state = self._loading.get(threading.get_ident())
             try:
                 span = self._arena.lease(state.tenant if state else "", UNCLASSIFIED, size)
-            except ArenaTooSmall as error:
+            except MemoryPlanError as error:
                 if state:
                     state.refused = error
-                return None
-            except Error:
                 return None
             address = self._memory.address + span.offset
             buffer = ggml.lib.ggml_backend_buffer_init(buffer_type, self._table, address, size)
@@ -240,6 +246,13 @@ class _Owner:
             if self._slab is None:
                 self._slab = Slab(size)
             self._slab.users += 1
+            return self._slab
+
+    def join(self) -> Slab | None:
+        """Return the slab that somebody holds, if any, and count one more user."""
+        with self._lock:
+            if self._slab is not None:
+                self._slab.users += 1
             return self._slab
 
     def current(self) -> Slab | None:
