@@ -7,14 +7,9 @@ into the array it works on and into the calls.
 
 from __future__ import annotations
 
-import csv
 import ctypes
 import math
-import shlex
-import sys
 import time
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,6 +21,7 @@ from ..runtime.backends.ggml import L
 from ..runtime.console import print_json, stdout
 from ..runtime.request import Sampling
 from ..runtime.sampling import Sampler
+from . import results
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -150,7 +146,7 @@ def main(vocabularies: str, repeats: int, folder: str | None, as_json: bool) -> 
     """Compare our sampler with llama.cpp's chain."""
     rows = [measure(name, int(size), repeats) for size in vocabularies.split(",") for name in RULES]
     if folder is not None:
-        _append(Path(folder) / "sampling.csv", rows, repeats)
+        results.append(folder, "sampling", [{"repeats": repeats, **row} for row in rows])
     if as_json:
         print_json({"machine": machine.describe(), "streams": STREAMS, "rows": rows})
     else:
@@ -168,18 +164,6 @@ def _show(rows: list[dict[str, Any]]) -> None:
             f"{row['step_ms']:.2f} ms", f"{row['native_to_narrowed']:.2f}",
         )
     stdout.print(table)
-
-
-def _append(path: Path, rows: list[dict[str, Any]], repeats: int) -> None:
-    command = shlex.join(["python", "-m", "arenite.benchmarks.sampling", *sys.argv[1:]])
-    about = {"date": datetime.now(UTC).date().isoformat(), "machine": machine.describe(), "repeats": repeats}
-    fresh = not path.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*about, *rows[0], "command"])
-        if fresh:
-            writer.writeheader()
-        writer.writerows({**about, **row, "command": command} for row in rows)
 
 
 if __name__ == "__main__":

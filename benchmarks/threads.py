@@ -7,12 +7,10 @@ its own (libgomp reads its environment once), quiet and busy in turn, several ro
 
 from __future__ import annotations
 
-import csv
 import os
 import statistics
 import subprocess
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -21,6 +19,7 @@ from rich.table import Table
 from ..runtime import machine
 from ..runtime.api import Runtime
 from ..runtime.console import stdout
+from . import results
 from .t1 import model
 
 SETTINGS: dict[str, dict[str, str]] = {
@@ -77,16 +76,14 @@ def main(shape: str, tokens: int, repeats: int, folder: str, child: str | None) 
             rates.append(measure(path, SETTINGS[name], tokens, busy=busy))
     rows = [
         {
-            "date": datetime.now(UTC).date().isoformat(), "machine": machine.describe(), "model": path.name,
-            "setting": name, "repeats": repeats,
+            "model": path.name, "setting": name, "repeats": repeats,
             "quiet_tok_s": round(statistics.median(found[name, False]), 2),
             "busy_tok_s": round(statistics.median(found[name, True]), 2),
-            "command": f"python -m arenite.benchmarks.threads --shape {shape} --tokens {tokens} --repeats {repeats}",
         }
         for name in SETTINGS
     ]
     _show(rows)
-    _append(Path(folder) / "threads.csv", rows)
+    results.append(folder, "threads", rows)
 
 
 def _show(rows: list[dict[str, object]]) -> None:
@@ -96,15 +93,6 @@ def _show(rows: list[dict[str, object]]) -> None:
     for row in rows:
         table.add_row(str(row["setting"]), str(row["quiet_tok_s"]), str(row["busy_tok_s"]))
     stdout.print(table)
-
-
-def _append(path: Path, rows: list[dict[str, object]]) -> None:
-    fresh = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        if fresh:
-            writer.writeheader()
-        writer.writerows(rows)
 
 
 if __name__ == "__main__":

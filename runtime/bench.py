@@ -77,7 +77,7 @@ class Bench:
     """Both loops over one model, loaded side by side."""
 
     def __init__(self, options: ModelOptions, arena: str, tokens: int) -> None:
-        self.options, self.tokens = options, tokens
+        self.options, self.tokens, self._asked = options, tokens, 0
         _examine(options)
         self.raw = RawLoop(options)
         self.recorder = _Recorder()
@@ -118,8 +118,9 @@ class Bench:
         return self.engine.status().models[0]
 
     def _prompt(self, number: int) -> list[int]:
-        """Return a prompt that differs from stream to stream; which tokens does not matter for speed."""
-        return [(7 * i + 13 * number + 5) % self.info.vocabulary for i in range(PROMPT_TOKENS)]
+        """Return a prompt that nobody had before, so that none is cached; which tokens does not matter for speed."""
+        self._asked += 1
+        return [(7 * i + 13 * number + 5 + self._asked) % self.info.vocabulary for i in range(PROMPT_TOKENS)]
 
 
 def _examine(options: ModelOptions) -> None:

@@ -7,7 +7,8 @@ The dialect is that of Hugging Face transformers (``apply_chat_template``): trim
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -50,28 +51,40 @@ def render(
     Raises InvalidRequest if the template refuses the conversation, or is broken itself.
     """
     try:
-        prompt = _compile(template).render(
+        return _joined(_compile(template).generate(
             messages=list(messages), schema=schema, add_generation_prompt=True, bos_token=start_text,
             eos_token=end_text, tools=None, documents=None,
-        )
+        ))
     except TemplateError as error:
         raise InvalidRequest(f"the model's chat template refuses this: {error}") from None
     except Exception as error:  # noqa: BLE001 - the template is somebody else's program
         raise InvalidRequest(
             f"the model's chat template fails ({type(error).__name__}: {error}): send the prompt as raw text"
         ) from None
-    if len(prompt) > MAX_PROMPT:
-        raise InvalidRequest(f"the model's chat template makes {len(prompt):,} characters of this request")
-    return prompt
+
+
+def _joined(pieces: Iterable[str]) -> str:
+    """Join what a template says, piece by piece, up to what can still be a prompt."""
+    found, length = [], 0
+    for piece in pieces:
+        found.append(piece)
+        length += len(piece)
+        if length > MAX_PROMPT:
+            raise TemplateError(f"it makes more than {MAX_PROMPT:,} characters of this request")
+    return "".join(found)
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """The sandbox, in which a text can not be multiplied beyond `MAX_PROMPT` either."""
+    """The sandbox, in which a text can not be multiplied or padded beyond `MAX_PROMPT` either."""
 
-    intercepted_binops = frozenset({"*", "**"})
+    intercepted_binops = frozenset({"*", "**", "%"})
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """Compute ``left * right`` or ``left ** right`` unless the result would be huge."""
+        """Compute ``left * right``, ``left ** right`` or ``left % right`` unless the result would be huge."""
+        if operator == "%":
+            if isinstance(left, str) and ("*" in left or re.search(r"\d{6}", left)):
+                raise TemplateError("a format with a width that is too large")
+            return super().call_binop(context, operator, left, right)
         sizes = [len(side) if isinstance(side, Sequence) else abs(side) for side in (left, right)]
         if (sizes[0] > 1 and operator == "**" and sizes[1] > 64) or sizes[0] * sizes[1] > MAX_PROMPT:
             raise TemplateError(f"{operator} with a result that is too large")

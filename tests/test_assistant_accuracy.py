@@ -24,5 +24,5 @@ def test_held_out_commands_get_their_exact_action(cache: Path, kind: str) -> Non
         model = runtime.load(assistant(kind), context=4096, streams=16)
         found = score(engine(model), {"plain": commands}, compare=False).scores["plain"]
         assert runtime.status().allocations_after_seal == 0
-    assert found.action >= 0.925, "the model card's figure, less what another processor's rounding may turn over"
-    assert found.sentence >= 0.92
+    assert found.action >= 0.95, "the goal of this project"
+    assert found.sentence >= 0.95

@@ -54,3 +54,11 @@ def test_templates_that_refuse_break_or_reach_out_are_typed_errors(template: str
 def test_messages_are_checked_and_the_bad_one_is_named(messages: object) -> None:
     with pytest.raises(InvalidRequest, match="message"):
         check_messages(messages)
+
+
+@pytest.mark.parametrize("template", [
+    "{{ '%300000000d' % 1 }}", "{% for i in range(99999) %}{{ 'x' * 1000 }}{% endfor %}", "{{ 'x' * 999999999 }}",
+])
+def test_a_template_that_makes_too_much_is_refused_before_it_fills_the_memory(template: str) -> None:
+    with pytest.raises(InvalidRequest, match="chat template"):
+        render(template, HELLO)

@@ -256,7 +256,7 @@ def _child(question: dict[str, Any], limits: Limits, answer: int, said: int) -> 
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
         roof = pages * resource.getpagesize() + limits.address_space
         resource.setrlimit(resource.RLIMIT_AS, (roof, roof))
-        resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu_s, limits.cpu_s + 1))  # SIGXCPU, which says why, before SIGKILL
+        resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu_s, limits.cpu_s + 1))  # SIGXCPU says why
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         for found in _examine(ModelOptions(**question["options"]), question["threads"], accounts=question["accounts"]):
             os.write(answer, json.dumps(found).encode() + b"\n")
