@@ -16,12 +16,13 @@ from .arena import Plan
 from .backends.loader import Loader
 from .config import KV_TYPES, ModelOptions
 from .console import check_size, print_json, stderr, stdout
-from .errors import ConfigError
+from .errors import ConfigError, InvalidRequest
 from .sizes import parse_size
 
 if TYPE_CHECKING:
     from .ticket import Completion
 
+MAX_INPUT = 64 << 20  # bytes of a prompt on standard input
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -112,7 +113,10 @@ def as_object(model: str, completion: Completion) -> dict[str, Any]:
 def read_prompt(prompt: str | None) -> str:
     """Return the prompt, from standard input where it says so."""
     if prompt == "-" or (prompt is None and not sys.stdin.isatty()):
-        return sys.stdin.buffer.read().decode("utf-8", "replace")
+        raw = sys.stdin.buffer.read(MAX_INPUT + 1)
+        if len(raw) > MAX_INPUT:
+            raise InvalidRequest(f"standard input holds more than {MAX_INPUT:,} bytes: no context holds such a prompt")
+        return raw.decode("utf-8", "replace")
     if prompt is None:
         raise click.UsageError("give a PROMPT, or - and the text on standard input")
     return prompt
@@ -124,7 +128,7 @@ def read_schema(path: str | None) -> dict[str, Any] | None:
         return None
     try:
         schema = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"--schema {path}: {error}") from None
     if not isinstance(schema, dict):
         raise ConfigError(f"--schema {path} holds no JSON object")

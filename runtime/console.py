@@ -50,6 +50,9 @@ def run(group: click.Command, arguments: list[str] | None = None) -> int:
         code = INTERRUPTED
     except click.exceptions.Exit as stop:
         code = stop.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:  # its message is the whole help: as it stands, not in one line
+        click.echo(error.format_message(), err=True)
+        code = error.exit_code
     except click.ClickException as error:
         where = f" (see `{error.ctx.command_path} --help`)" if isinstance(error, click.UsageError) and error.ctx else ""
         click.echo(f"arenite: {one_line(error.format_message())}{where}", err=True)
@@ -61,6 +64,9 @@ def run(group: click.Command, arguments: list[str] | None = None) -> int:
         code = INTERRUPTED
     except BrokenPipeError:  # the reader of our output went away; Python would complain once more at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except (MemoryError, RecursionError, UnicodeError) as error:  # what no check before has caught
+        click.echo(f"arenite: this input is too much ({type(error).__name__}): give less of it, or text", err=True)
         code = 1
     except OSError as error:  # a file or folder that somebody named
         click.echo(f"arenite: {one_line(f'{error.filename or error.strerror}: {error.strerror}')}", err=True)

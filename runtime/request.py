@@ -32,8 +32,9 @@ def _in_range(
     if isinstance(value, bool) or not isinstance(value, kinds):
         raise InvalidRequest(f"{name} is {value!r}: give a {'whole number' if whole else 'number'}")
     if not low <= value <= high or (open_low and value == low):  # NaN fails the comparison
-        shown = str(value) if abs(value) < SHOWN else "far outside"
-        raise InvalidRequest(f"{name} is {shown}: it lies {'above' if open_low else 'from'} {low:g} to {high:g}")
+        shown = "not a number" if value != value else str(value) if abs(value) < SHOWN else "far outside"  # noqa: PLR0124
+        ends = (f"{end:.0f}" if end == int(end) else f"{end:g}" for end in (low, high))
+        raise InvalidRequest(f"{name} is {shown}: it lies {'above' if open_low else 'from'} {' to '.join(ends)}")
 
 
 @dataclass(frozen=True, slots=True)

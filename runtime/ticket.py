@@ -39,7 +39,7 @@ class Completion:
         """Parse the answer as JSON.  Raises BadAnswer, with the text, if it is none."""
         try:
             return json.loads(self.text)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise BadAnswer(f"the answer is not JSON: {self.text[:80]!r}", self.text) from None
 
 

@@ -10,6 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+import arenite
+
 from . import checkpoints
 from .test_bad_input import command
 
@@ -121,3 +125,28 @@ def test_help_of_every_command() -> None:
         done = command(name, "--help")
         assert done.returncode == 0
         assert "Usage: arenite " + name in done.stdout
+
+
+def test_the_bare_command_shows_its_help_as_it_stands() -> None:
+    done = command()
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[0].startswith("Usage: arenite")
+    assert len(done.stderr.splitlines()) > 10
+
+
+def test_input_beyond_all_bounds_is_one_line(tmp_path: Path) -> None:
+    deep = tmp_path / "deep.json"
+    deep.write_text("[" * 200_000)
+    path = str(checkpoints.gguf_file("tiny", "f16"))
+    for arguments, text in ((("--schema", str(deep)), None), (("-",), "x" * (65 << 20))):
+        done = command("run", path, *(["hi"] if text is None else []), *arguments, text=text)
+        assert done.returncode in {1, 78}
+        assert len(done.stderr.splitlines()) == 1
+        assert "Traceback" not in done.stderr
+
+
+def test_a_number_that_is_none_is_called_so() -> None:
+    with pytest.raises(arenite.InvalidRequest, match="temperature is not a number: it lies from 0 to 100"):
+        arenite.Sampling(temperature=float("nan"))
+    with pytest.raises(arenite.InvalidRequest, match="from 0 to 1048576"):
+        arenite.Sampling(top_k=-1)
