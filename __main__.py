@@ -44,7 +44,7 @@ class _Commands(click.Group):
 def cli() -> None:
     """Quantized models on edge boxes, inside one fixed memory arena.
 
-    Exit codes: 0 done, 1 failed, 2 wrong usage, 78 bad configuration, 130 interrupted.
+    Exit codes: 0 done, 1 failed, 2 wrong usage (values of options too), 78 bad configuration file, 130 interrupted.
     """
 
 

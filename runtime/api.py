@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -196,6 +197,7 @@ class Model:
         """Build a request from loose settings; returns it, what decodes its answer, and the fallback."""
         raw, schema, enforce = settings.pop("raw", False), settings.pop("schema", None), settings.pop("enforce", True)
         fallback = settings.pop("fallback", NOTHING)
+        _check_flags(raw=raw, enforce=enforce)
         form, decode, shown = None, None, None
         if schema is not None:
             form, decode = form_of(schema)
@@ -216,7 +218,7 @@ class Model:
 
     def forget(self, tokens: Sequence[int]) -> None:
         """Drop what the cache remembers of sequences that begin with these tokens, or are a head of them."""
-        self._engine.forget(self._number, list(tokens))
+        self._engine.forget(self._number, self._check_tokens(whole_numbers(tokens) or []))
 
     def generate(self, prompt: Any, **settings: Any) -> Any:
         """Answer a prompt; waits for the whole answer."""
@@ -244,11 +246,12 @@ class Model:
 
     def tokenize(self, prompt: Any, *, raw: bool = False, schema: Any = None) -> list[int]:
         """Return the tokens that a prompt becomes, chat template included."""
+        _check_flags(raw=raw)
         return self._tokens(prompt, raw=raw, schema=None if schema is None else form_of(schema)[0].schema)
 
     def _tokens(self, prompt: Any, *, raw: bool, schema: Mapping[str, Any] | None) -> list[int]:
-        if isinstance(prompt, (list, tuple)) and prompt and all(type(token) is int for token in prompt):
-            return self._check_tokens(list(prompt))
+        if (tokens := whole_numbers(prompt)) is not None:
+            return self._check_tokens(tokens)
         template = self.info.chat_template
         if isinstance(prompt, str):
             self._check_length(prompt)
@@ -267,7 +270,9 @@ class Model:
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens; bytes that are not UTF-8 become U+FFFD."""
-        pieces = (self._vocabulary.piece(token) for token in self._check_tokens(list(tokens)))
+        if (numbers := whole_numbers(tokens)) is None:
+            raise InvalidRequest("the tokens are none: give a list of whole numbers")
+        pieces = (self._vocabulary.piece(token) for token in self._check_tokens(numbers))
         return b"".join(pieces).decode("utf-8", "replace")
 
     def _check_length(self, text: str) -> None:
@@ -298,8 +303,29 @@ def make_request(tokens: Sequence[int], settings: dict[str, Any], form: Form | N
     if settings:
         names = ", ".join(sorted({*SAMPLING, *_PLAIN, *_OTHERS}))
         raise InvalidRequest(f"unknown setting {min(settings)!r}: known are {names}")
+    if stop is not None and not isinstance(stop, Iterable):
+        raise InvalidRequest(f"stop is {stop!r}: give a text or several")
     stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
     return Request(tuple(tokens), sampling=Sampling(**rules), stop=stops, form=form, **known)
+
+
+def whole_numbers(value: Any) -> list[int] | None:
+    """Return tokens, given in any sequence and as any kind of whole number (numpy's too); None for anything else."""
+    if not isinstance(value, Iterable) or isinstance(value, (str, bytes, Mapping)):
+        return None
+    numbers = list(value)
+    if any(isinstance(number, bool) for number in numbers):
+        return None
+    try:
+        return [operator.index(number) for number in numbers]
+    except TypeError:
+        return None
+
+
+def _check_flags(**flags: Any) -> None:
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise InvalidRequest(f"{name} is {value!r}: give True or False")
 
 
 def _text(path: str | os.PathLike[str]) -> str:

@@ -28,9 +28,8 @@ from .backends.loader import Loader
 from .backends.raw import RawLoop
 from .cli import arena_option, json_option, model_options
 from .config import ModelOptions
-from .console import print_json, stderr, stdout
+from .console import print_json, stderr, stdout, usage
 from .engine import Engine
-from .errors import ConfigError
 from .events import Progress as Step
 from .request import Request
 from .sizes import format_size
@@ -178,9 +177,11 @@ def bench(model: str, counts: str, tokens: int, repeats: int, folder: str | None
     streams = _counts(counts)
     settings["streams"] = max(streams)
     settings["context"] = max(settings["context"], max(streams) * (PROMPT_TOKENS + tokens))
+    with usage():
+        options = ModelOptions.parse(model, settings)
     if folder is not None:
         Path(folder).mkdir(parents=True, exist_ok=True)
-    subject = Bench(ModelOptions.parse(model, settings), arena, tokens)
+    subject = Bench(options, arena, tokens)
     try:
         with Progress(console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
             task = bar.add_task("measuring", total=repeats * (1 + len(streams)))
@@ -202,9 +203,9 @@ def _counts(text: str) -> list[int]:
     try:
         counts = sorted({int(word) for word in text.split(",")})
     except ValueError:
-        raise ConfigError(f"--streams {text!r}: give numbers by comma, such as 1,4,16") from None
+        raise click.BadParameter(f"{text!r}: give numbers by comma, such as 1,4,16", param_hint="--streams") from None
     if not counts or not all(1 <= n <= 255 for n in counts):
-        raise ConfigError(f"--streams {text!r}: each lies from 1 to 255")
+        raise click.BadParameter(f"{text!r}: each lies from 1 to 255", param_hint="--streams")
     return counts
 
 
@@ -253,7 +254,7 @@ def append_csv(folder: Path, result: dict[str, Any], repeats: int) -> Path:
         for row in result["streams"]
     ]
     fresh = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
+    with path.open("a", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         if fresh:
             writer.writeheader()

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import machine, picture
-from .api import Model, Runtime
+from .api import Model, Runtime, make_request
 from .arena import Plan
-from .backends.loader import Loader
+from .backends.loader import UNREADABLE, Loader
 from .config import KV_TYPES, ModelOptions
-from .console import check_size, print_json, stderr, stdout
-from .errors import ConfigError, InvalidRequest
+from .console import check_size, print_json, stderr, stdout, usage
+from .errors import MACHINE, BadSchema, EngineFailed, InvalidRequest
 from .sizes import parse_size
+from .typed import form_of
 
 if TYPE_CHECKING:
     from .ticket import Completion
@@ -77,11 +78,17 @@ def run(model: str, prompt: str | None, raw: bool, schema: str | None, quiet: bo
     """
     asked = {name: settings.pop(name) for name in
              ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed", "stop")}
-    asked["schema"] = read_schema(schema)
+    with usage():
+        ModelOptions.parse(model, settings)
+        make_request((0,), dict(asked))
+        asked["schema"] = read_schema(schema)
     text = read_prompt(prompt)
     with Runtime(arena) as runtime:
         loaded = runtime.load(model, **settings)
-        completion = answer(loaded, text, {**asked, "raw": raw}, show=not as_json)
+        try:
+            completion = answer(loaded, text, {**asked, "raw": raw}, show=not as_json)
+        except BadSchema as error:  # what only the compiler finds
+            raise click.BadParameter(f"{schema}: {error}", param_hint="--schema") from None
         if as_json:
             print_json(as_object(loaded.name, completion))
         if not quiet:
@@ -112,6 +119,8 @@ def as_object(model: str, completion: Completion) -> dict[str, Any]:
 
 def read_prompt(prompt: str | None) -> str:
     """Return the prompt, from standard input where it says so."""
+    if sys.stdin is None and prompt in {None, "-"}:
+        raise click.UsageError("give a PROMPT: standard input is closed")
     if prompt == "-" or (prompt is None and not sys.stdin.isatty()):
         raw = sys.stdin.buffer.read(MAX_INPUT + 1)
         if len(raw) > MAX_INPUT:
@@ -123,15 +132,16 @@ def read_prompt(prompt: str | None) -> str:
 
 
 def read_schema(path: str | None) -> dict[str, Any] | None:
-    """Read a JSON schema from a file.  Raises ConfigError if there is none."""
+    """Read a JSON schema from a file.  Raises click's BadParameter if there is none in it."""
     if path is None:
         return None
     try:
         schema = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"--schema {path}: {error}") from None
-    if not isinstance(schema, dict):
-        raise ConfigError(f"--schema {path} holds no JSON object")
+        if not isinstance(schema, dict):
+            raise BadSchema("holds no JSON object")
+        form_of(schema)
+    except (OSError, ValueError, RecursionError, BadSchema) as error:
+        raise click.BadParameter(f"{path}: {error}", param_hint="--schema") from None
     return schema
 
 
@@ -147,16 +157,22 @@ def plan(models: tuple[str, ...], arena: str, as_json: bool, svg: str | None, **
 
     With --arena SIZE it fails, with the numbers, if they do not fit.
     """
+    with usage():
+        options = [ModelOptions.parse(model, settings) for model in models]
     loader = Loader("auto")
     try:
-        plans = [loader.plan(ModelOptions.parse(model, settings)) for model in models]
+        plans = [loader.plan(each) for each in options]
     finally:
         loader.close()
     whole, names = combine(plans), [Path(model).name for model in models]
+    if not all(each.needs for each in plans):
+        raise EngineFailed(f"nothing can be planned: {loader.degraded or UNREADABLE}; see `arenite doctor`")
     size = parse_size(arena, machine.total_memory())
     drawing = picture.of_plan(whole, size)
     if svg is not None:
-        Path(svg).write_text(picture.as_svg(drawing, f"arenite plan {' '.join(names)}"), encoding="utf-8")
+        Path(svg).write_text(
+            picture.as_svg(drawing, f"arenite plan {' '.join(names)}"), encoding="utf-8", errors="backslashreplace"
+        )
     if as_json:
         print_json({
             "needed_bytes": whole.size, "arena_bytes": size, "fits": size is None or whole.size <= size,
@@ -167,7 +183,7 @@ def plan(models: tuple[str, ...], arena: str, as_json: bool, svg: str | None, **
         })
     else:
         stdout.print(drawing)
-    whole.check(machine.available_memory() if size is None else size, "this machine" if size is None else "the arena")
+    whole.check(machine.available_memory() if size is None else size, MACHINE if size is None else "the arena")
 
 
 def combine(plans: list[Plan]) -> Plan:

@@ -64,6 +64,11 @@ class ModelOptions:
     forced_tokens: bool = True
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise ConfigError(f"name is {self.name!r}: give a text")
+        for flag in ("flash_attention", "deterministic", "forced_tokens"):
+            if not isinstance(getattr(self, flag), bool):
+                raise ConfigError(f"{flag} is {getattr(self, flag)!r}: give True or False")
         _between("context", self.context, 16, 1 << 24)
         _between("streams", self.streams, 1, MAX_STREAMS)
         _between("batch", self.batch, 1, 1 << 16)

@@ -1,22 +1,25 @@
 """What every command of the command line shares: one-line errors, exit codes, sizes, progress bars.
 
 Standard output carries the answer (or one JSON object); everything else goes to standard error.
-Exit codes: 0 done, 1 failed, 2 usage, 78 bad configuration, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 usage, 78 bad configuration, 130 interrupted.  A value that an option can not have is
+usage, whoever finds it (`usage`); 78 is for what stands in a configuration file.
 """
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import sys
 from contextlib import contextmanager
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from .errors import ConfigError, Error
+from .errors import ConfigError, Error, InvalidRequest
 from .sizes import parse_size
 
 if TYPE_CHECKING:
@@ -37,6 +40,15 @@ def check_size(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
     return value
 
 
+@contextmanager
+def usage() -> Iterator[None]:
+    """Turn a refused value into wrong usage: what is checked in here came from the command line's options alone."""
+    try:
+        yield
+    except (ConfigError, InvalidRequest) as error:
+        raise click.UsageError(str(error), click.get_current_context(silent=True)) from None
+
+
 def one_line(text: str) -> str:
     """Fold a message into one line, so that a log or an operator gets all of it at once."""
     return " ".join(text.split())
@@ -44,6 +56,9 @@ def one_line(text: str) -> str:
 
 def run(group: click.Command, arguments: list[str] | None = None) -> int:
     """Run a command and return the exit code; every expected failure is one line on standard error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # file names need not be text
+            stream.reconfigure(errors="backslashreplace")
     try:
         result = group.main(arguments, prog_name="arenite", standalone_mode=False)
     except click.exceptions.Abort:
@@ -78,7 +93,8 @@ def run(group: click.Command, arguments: list[str] | None = None) -> int:
 
 def print_json(value: dict[str, Any]) -> None:
     """Print one JSON object and nothing else on standard output."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    unicode = codecs.lookup(sys.stdout.encoding or "ascii").name.startswith("utf")
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=not unicode) + "\n")
     sys.stdout.flush()
 
 

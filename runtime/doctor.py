@@ -137,13 +137,15 @@ def _model(path: str) -> list[Finding]:
     try:
         plan = loader.plan(ModelOptions(path))
     except ModelError as error:
-        bad = Finding("model", "fail", str(error), "download or convert the file again")
-        return [bad, _last_error(error.reason if isinstance(error, BadModel) else "")]
+        reason = error.reason if isinstance(error, BadModel) else ""  # of others the message says what to do
+        bad = Finding("model", "fail", str(error), "download or convert the file again" if reason else "")
+        return [bad, _last_error(reason)]
     finally:
         loader.close()
-    size = format_size(plan.size)
-    return [Finding("model", "ok", f"{path} can be loaded; it takes {size} with the default settings"), _last_error("")]
+    size = f"it takes {format_size(plan.size)}" if plan.needs else "nobody knows what it takes"
+    return [Finding("model", "ok", f"{path} can be loaded; {size} with the default settings"), _last_error("")]
 
 
 def _last_error(of_model: str) -> Finding:
-    return Finding("libllama's last error", "ok", of_model or ggml.log().last_error() or "none")
+    found = of_model or ggml.log().last_error()
+    return Finding("libllama's last error", "note" if found else "ok", found or "none")

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits
 
-from .errors import BadSchema, Busy, EngineClosed, Error, GrammarError
+from .errors import BadSchema, Busy, EngineClosed, EngineFailed, Error, GrammarError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -181,7 +181,8 @@ class Compiler:
     def __init__(self, vocabulary: Vocabulary, *, limit_s: float = LIMIT_S, kept: int = KEPT) -> None:
         self._vocabulary, self._limit_s, self._kept = vocabulary, limit_s, kept
         self._known: OrderedDict[Form, Grammar | BadSchema] = OrderedDict()
-        self._jobs: queue.Queue[tuple[Form, Future[Grammar]] | None] = queue.Queue()
+        self._jobs: queue.Queue[Form | None] = queue.Queue()
+        self._waiting: dict[Form, list[Future[Grammar]]] = {}  # who waits for each form in the queue or under way
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
@@ -206,13 +207,16 @@ class Compiler:
             elif known is not None and not (isinstance(known, Grammar) and known.worn):
                 self._known.move_to_end(form)
                 _settle(future, known)
-            elif self._jobs.qsize() >= WAITING:
+            elif form in self._waiting:
+                self._waiting[form].append(future)
+            elif len(self._waiting) >= WAITING:
                 _settle(future, Busy(f"{WAITING} forms wait to be compiled", retry_ms=int(1e3 * self._limit_s)))
             else:
                 if self._thread is None:
                     self._thread = threading.Thread(target=self._serve, name="arenite-forms", daemon=True)
                     self._thread.start()
-                self._jobs.put((form, future))
+                self._waiting[form] = [future]
+                self._jobs.put(form)
         return future
 
     def close(self) -> None:
@@ -229,16 +233,19 @@ class Compiler:
             thread.join(self._limit_s)
 
     def _serve(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            form, future = job
-            if not future.set_running_or_notify_cancel():
-                continue
+        while (form := self._jobs.get()) is not None:
+            outcome: Grammar | Error
             try:
                 outcome = self._find(form)
+            except Error as error:
+                outcome = error
             except Exception as error:  # noqa: BLE001 - whoever waits gets it
-                future.set_exception(error)
-            else:
-                _settle(future, outcome)
+                outcome = EngineFailed(f"compiling failed with {type(error).__name__}: {error}")
+            with self._lock:
+                waiting = self._waiting.pop(form)
+            for future in waiting:
+                if future.set_running_or_notify_cancel():
+                    _settle(future, outcome)
 
     def _find(self, form: Form) -> Grammar | BadSchema:
         """Return what is known of a form or becomes so now."""

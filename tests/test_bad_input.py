@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -9,6 +10,7 @@ import random
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -25,15 +27,41 @@ from . import checkpoints
 FLIPPED = 200
 
 
-def command(*arguments: str, timeout: float = 120, text: str | None = None) -> subprocess.CompletedProcess[str]:
+def command(
+    *arguments: str, timeout: float = 120, text: str | None = None, **variables: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "arenite", *arguments], capture_output=True, text=True, timeout=timeout, check=False,
-        input=text,
+        input=text, env={**os.environ, **variables},
     )
 
 
+def clean(*arguments: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command in an empty folder and a session of its own; neither may hold anything when it has ended."""
+    with tempfile.TemporaryDirectory() as folder:
+        line = [sys.executable, "-m", "arenite", *arguments]
+        pipe, places = subprocess.PIPE, {"TMPDIR": folder, "XDG_CACHE_HOME": folder, "HOME": folder}
+        with subprocess.Popen(line, stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=folder, start_new_session=True,
+                              env={**os.environ, **places}) as process:
+            out, said = process.communicate(text, timeout=120)
+        assert not list(Path(folder).iterdir())
+    assert not in_session(process.pid)
+    return subprocess.CompletedProcess(line, process.returncode, out, said)
+
+
+def in_session(leader: int) -> list[str]:
+    """Return the processes of a session that are still there."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended just now
+            fields = path.read_text().rpartition(")")[2].split()  # state, parent, group, session, ...
+            if int(fields[3]) == leader and fields[0] != "Z":
+                found.append(path.parent.name)
+    return found
+
+
 def expect_refused(code: int, says: str, *arguments: str) -> None:
-    done = command(*arguments)
+    done = clean(*arguments)
     assert done.returncode == code, done.stderr
     assert done.stdout == ""
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
@@ -88,16 +116,59 @@ def test_usage() -> None:
 def test_values(tmp_path: Path) -> None:
     schema = tmp_path / "schema.json"
     schema.write_text("[]")
-    expect_refused(1, "temperature is -1", "run", tiny(), "hello", "--temperature", "-1")
-    expect_refused(1, "top_p", "run", tiny(), "hello", "--top-p", "7")
-    expect_refused(1, "max_tokens", "run", tiny(), "hello", "--max-tokens", "0")
-    expect_refused(1, "max_tokens is far outside", "run", tiny(), "hello", "--max-tokens", "9" * 400)
+    expect_refused(2, "temperature is -1", "run", tiny(), "hello", "--temperature", "-1")
+    expect_refused(2, "top_p", "run", tiny(), "hello", "--top-p", "7")
+    expect_refused(2, "max_tokens", "run", tiny(), "hello", "--max-tokens", "0")
+    expect_refused(2, "max_tokens is far outside", "run", tiny(), "hello", "--max-tokens", "9" * 400)
     expect_refused(1, "never holds them", "run", tiny(), "x" * 100_000, "--context", "256")
     expect_refused(1, "the context holds 256", "run", tiny(), "hello " * 400)
     expect_refused(1, "needs", "run", tiny(), "hello", "--arena", "100KiB")
-    expect_refused(78, "context is 3", "run", tiny(), "hello", "--context", "3")
-    expect_refused(78, "holds no JSON object", "run", tiny(), "hello", "--schema", str(schema))
-    expect_refused(78, "--schema", "run", tiny(), "hello", "--schema", str(tmp_path / "none.json"))
+    expect_refused(2, "context is 3", "run", tiny(), "hello", "--context", "3")
+    expect_refused(2, "top_k is -1", "run", tiny(), "hello", "--top-k", "-1")
+    expect_refused(2, "streams is 0", "plan", tiny(), "--streams", "0")
+    expect_refused(2, "give numbers by comma", "bench", tiny(), "--streams", "x")
+    expect_refused(2, "--tokens", "bench", tiny(), "--tokens", "1")
+    expect_refused(2, "holds no JSON object", "run", tiny(), "hello", "--schema", str(schema))
+    expect_refused(2, "--schema", "run", tiny(), "hello", "--schema", str(tmp_path / "none.json"))
+    schema.write_text("[" * 200_000)
+    expect_refused(2, "--schema", "run", tiny(), "hello", "--schema", str(schema))
+    schema.write_text('{"type": "nothing"}')
+    expect_refused(2, "--schema", "run", tiny(), "hello", "--schema", str(schema))
+
+
+def test_a_context_that_this_machine_has_no_memory_for() -> None:
+    expect_refused(1, "but this machine has", "run", tiny(), "hello", "--context", str(1 << 24))
+
+
+def test_the_fake_has_no_file_to_look_at() -> None:
+    for name in ("plan", "bench"):
+        expect_refused(1, "null: is a fake that has no file", name, "null:")
+
+
+def test_a_name_that_is_not_utf8_is_shown_with_escapes(tmp_path: Path) -> None:
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/b\xff\xfe.gguf")
+    Path(path).write_bytes(Path(tiny()).read_bytes())
+    for how in ("utf-8:strict", "ascii:strict"):
+        small = (path, "--context", "256", "--streams", "2", "--threads", "1")
+        done = command("run", *small, "h\u00e9", "--max-tokens", "2", "--json", PYTHONIOENCODING=how)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["model"] == "b\udcff\udcfe"
+        assert "b\\udcff" in done.stderr
+        drawing = str(tmp_path / "a.svg")
+        for arguments in ((), ("--json",), ("--svg", drawing)):
+            done = command("plan", *small, *arguments, PYTHONIOENCODING=how)
+            assert (done.returncode, done.stderr) == (0, "")
+            assert "b\\udcff" in done.stdout
+        assert "b\\udcff" in Path(drawing).read_text(encoding="utf-8")
+
+
+def test_standard_input_without_an_end_or_closed_is_one_line() -> None:
+    for line, code, says in (("yes | {} -", 1, "holds more than"), ("{} <&-", 2, "standard input is closed")):
+        shell = line.format(f"{sys.executable} -m arenite run null:")
+        done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == code
+        assert says in done.stderr
+        assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_plan_that_does_not_fit_is_shown_and_fails_with_the_numbers() -> None:

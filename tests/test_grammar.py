@@ -483,3 +483,12 @@ def test_values_beyond_numbers_stay_refused(null: Compiler) -> None:
     matcher.mask(logits)
     assert logits[97] == 1.0
     assert not np.isfinite(np.delete(logits, 97)).any()
+
+
+def test_many_who_ask_for_one_new_form_at_once_wait_for_one_compile() -> None:
+    compiler = Compiler(NullVocabulary())
+    try:
+        futures = [compiler.submit(Form.regex("[a-f]{3}x")) for _ in range(500)]
+        assert len({id(future.result(20)) for future in futures}) == 1
+    finally:
+        compiler.close()

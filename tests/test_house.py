@@ -124,6 +124,13 @@ def test_no_other_third_party_is_imported() -> None:
     assert {target.split(".")[0] for name, path in MODULES.items() for target in imports(name, path)} <= known
 
 
+def test_what_the_package_imports_is_what_it_exports() -> None:
+    tree = ast.parse(MODULES["__init__"].read_text(encoding="utf-8"))
+    imported = {alias.asname or alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
+                for alias in node.names}
+    assert imported | {"__version__"} == set(arenite.__all__)
+
+
 def test_public_names_are_sorted_exist_and_are_documented() -> None:
     names = arenite.__all__
     assert names == sorted(names)

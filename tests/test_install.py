@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import email
 import os
+import re
 import subprocess
+import sys
 import tomllib
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -45,6 +50,40 @@ def test_the_wheel_holds_the_package_and_nothing_else_at_the_top(wheel: Path) ->
     assert "arenite/examples/assistant/model/model.safetensors" in names
     assert "arenite/py.typed" in names
     assert not any("__pycache__" in name or "results" in name for name in names)
+
+
+EXTRAS = {"convert": {"gguf"}, "train": {"tokenizers", "torch", "safetensors"}}  # asked for where they are used
+
+
+def test_the_wheel_asks_for_what_it_imports_and_for_nothing_else(wheel: Path) -> None:
+    """The environment above borrows its dependencies, so that it can not miss one."""
+    archive = zipfile.ZipFile(wheel)
+    (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+    asked: dict[str, set[str]] = {}
+    for line in email.message_from_bytes(archive.read(metadata)).get_all("Requires-Dist", []):
+        requirement, _, marker = line.partition(";")
+        extra = marker.partition("extra ==")[2].strip(" '\"")
+        asked.setdefault(extra, set()).add(re.split(r"[^\w.-]", requirement.strip())[0].lower().replace("_", "-"))
+    known = packages_distributions()
+    imported = {
+        package for name in archive.namelist() if name.endswith(".py")
+        for package in _packages(archive.read(name).decode()) if package not in {*sys.stdlib_module_names, "arenite"}
+    }
+    optional = set().union(*EXTRAS.values())
+    needed = {known[package][0].lower().replace("_", "-") for package in imported - optional}
+    assert needed == asked[""]
+    for extra, packages in EXTRAS.items():
+        assert packages & imported <= asked[extra] | asked["dev"], extra
+
+
+def _packages(source: str) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(str(node.module).split(".")[0])
+    return found
 
 
 @pytest.mark.skipif(not (CHECKOUT / "pyproject.toml").exists(), reason="there is no checkout here")
