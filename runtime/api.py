@@ -8,7 +8,7 @@ import threading
 import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, SupportsIndex
 
 from . import chat
 from .backends.loader import Loader
@@ -268,7 +268,7 @@ class Model:
         has_start = bool(self.info.start_text) and text.startswith(self.info.start_text)
         return self._vocabulary.encode(text, special=True, start=not has_start)
 
-    def detokenize(self, tokens: Sequence[int]) -> str:
+    def detokenize(self, tokens: Iterable[SupportsIndex]) -> str:
         """Return the text of tokens; bytes that are not UTF-8 become U+FFFD."""
         if (numbers := whole_numbers(tokens)) is None:
             raise InvalidRequest("the tokens are none: give a list of whole numbers")

@@ -7,7 +7,6 @@ The dialect is that of Hugging Face transformers (``apply_chat_template``): trim
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
@@ -15,17 +14,17 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from jinja2 import Template, TemplateError
 from jinja2.ext import Extension
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from .errors import InvalidRequest
+from .sandbox import Sandbox, bounded, spend
 
 if TYPE_CHECKING:
     from jinja2.nodes import Node
     from jinja2.parser import Parser
-    from jinja2.runtime import Context
 
 Message = Mapping[str, Any]
 MAX_PROMPT = 16 << 20  # characters; a template that makes more of a request is broken
+MAX_TEMPLATE = 1 << 20  # characters; compiling more takes seconds
 
 
 def check_messages(messages: object) -> Sequence[Message]:
@@ -48,13 +47,17 @@ def render(
     """Render a conversation up to where the assistant is to speak.
 
     ``schema``: given to the template as ``schema``; a template that knows it asks for an answer of that form.
-    Raises InvalidRequest if the template refuses the conversation, or is broken itself.
+    Raises InvalidRequest if the template refuses the conversation, is broken itself or has no end.
     """
+    if len(template) > MAX_TEMPLATE:
+        raise InvalidRequest(f"the model's chat template has {len(template):,} characters: send the prompt as raw text")
     try:
-        return _joined(_compile(template).generate(
-            messages=list(messages), schema=schema, add_generation_prompt=True, bos_token=start_text,
-            eos_token=end_text, tools=None, documents=None,
-        ))
+        compiled = _compile(template)
+        with bounded():
+            return _joined(compiled.generate(
+                messages=list(messages), schema=schema, add_generation_prompt=True, bos_token=start_text,
+                eos_token=end_text, tools=None, documents=None,
+            ))
     except TemplateError as error:
         raise InvalidRequest(f"the model's chat template refuses this: {error}") from None
     except Exception as error:  # noqa: BLE001 - the template is somebody else's program
@@ -74,23 +77,6 @@ def _joined(pieces: Iterable[str]) -> str:
     return "".join(found)
 
 
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """The sandbox, in which a text can not be multiplied or padded beyond `MAX_PROMPT` either."""
-
-    intercepted_binops = frozenset({"*", "**", "%"})
-
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """Compute ``left * right``, ``left ** right`` or ``left % right`` unless the result would be huge."""
-        if operator == "%":
-            if isinstance(left, str) and ("*" in left or re.search(r"\d{6}", left)):
-                raise TemplateError("a format with a width that is too large")
-            return super().call_binop(context, operator, left, right)
-        sizes = [len(side) if isinstance(side, Sequence) else abs(side) for side in (left, right)]
-        if (sizes[0] > 1 and operator == "**" and sizes[1] > 64) or sizes[0] * sizes[1] > MAX_PROMPT:
-            raise TemplateError(f"{operator} with a result that is too large")
-        return super().call_binop(context, operator, left, right)
-
-
 class _Generation(Extension):
     """``{% generation %}``: marks the assistant's words for training; for a prompt it only shows its contents."""
 
@@ -104,13 +90,11 @@ class _Generation(Extension):
 
 @lru_cache(maxsize=16)
 def _compile(template: str) -> Template:
-    environment = _Sandbox(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
-    )
+    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation])
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda pattern: datetime.now().astimezone().strftime(pattern)
-    return environment.from_string(template)
+    return environment.compile_bounded(template)
 
 
 def _refuse(message: str) -> NoReturn:
@@ -121,4 +105,11 @@ def _to_json(
     value: Any, ensure_ascii: bool = False, indent: int | None = None,
     separators: tuple[str, str] | None = None, sort_keys: bool = False,
 ) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    settings: dict[str, Any] = {"ensure_ascii": ensure_ascii, "separators": separators, "sort_keys": sort_keys}
+    if indent is None and separators is None:
+        return json.dumps(value, **settings)
+    pieces = []
+    for piece in json.JSONEncoder(indent=indent, **settings).iterencode(value):
+        spend(len(piece))  # how much stands between the values is the template's choice
+        pieces.append(piece)
+    return "".join(pieces)

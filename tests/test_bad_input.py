@@ -15,6 +15,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import arenite
@@ -136,10 +137,6 @@ def test_values(tmp_path: Path) -> None:
     expect_refused(2, "--schema", "run", tiny(), "hello", "--schema", str(schema))
 
 
-def test_a_context_that_this_machine_has_no_memory_for() -> None:
-    expect_refused(1, "but this machine has", "run", tiny(), "hello", "--context", str(1 << 24))
-
-
 def test_the_fake_has_no_file_to_look_at() -> None:
     for name in ("plan", "bench"):
         expect_refused(1, "null: is a fake that has no file", name, "null:")
@@ -169,6 +166,35 @@ def test_standard_input_without_an_end_or_closed_is_one_line() -> None:
         assert done.returncode == code
         assert says in done.stderr
         assert len(done.stderr.splitlines()) == 1
+
+
+def test_values_in_python() -> None:
+    with arenite.Runtime() as runtime:
+        for settings in ({"name": 5}, {"flash_attention": "yes"}, {"deterministic": 1}):
+            with pytest.raises(arenite.ConfigError, match=f"{next(iter(settings))} is .*: give"):
+                runtime.load("null:", **settings)
+        model = runtime.load("null:", context=256, streams=1)
+        for settings in ({"stop": 5}, {"raw": "yes"}, {"enforce": 1}):
+            with pytest.raises(arenite.InvalidRequest, match=f"{next(iter(settings))} is .*: give"):
+                model.submit("hello", **settings)
+        with pytest.raises(arenite.InvalidRequest, match="give True or False"):
+            model.tokenize("hello", raw=1)  # type: ignore[arg-type]
+        for tokens in ("abc", 5, [1.5], [None], [True]):
+            with pytest.raises(arenite.InvalidRequest, match="give a list of whole numbers"):
+                model.detokenize(tokens)  # type: ignore[arg-type]
+        with pytest.raises(arenite.InvalidRequest, match="token 257 is not in the vocabulary"):
+            model.forget([257])
+
+
+def test_tokens_may_be_any_whole_numbers() -> None:
+    with arenite.Runtime() as runtime:
+        model = runtime.load("null:", context=256, streams=1)
+        plain = model.generate([104, 105], max_tokens=4)
+        array = np.array([104, 105], np.int64)
+        for tokens in (array, list(array), (104, np.uint8(105))):
+            assert model.generate(tokens, max_tokens=4).tokens == plain.tokens
+            assert model.detokenize(tokens) == "hi"
+        assert model.detokenize([]) == ""
 
 
 def test_a_plan_that_does_not_fit_is_shown_and_fails_with_the_numbers() -> None:

@@ -22,7 +22,7 @@ ROOMS = {  # room -> rooms of ours that it may import
 }
 # Inside runtime/ a module imports from floors below its own only.
 FLOORS = [
-    {"errors", "machine"},
+    {"errors", "machine", "sandbox"},
     {"forms", "sizes", "cells", "prefix", "pace"},
     {"arena", "config", "request", "text", "chat", "typed"},
     {"console", "sampling", "backends.base"},
@@ -41,7 +41,7 @@ THIRD_PARTIES = {  # package -> the only modules that may import it; a name endi
     "llama_cpp": {"runtime.backends.ggml"},
     "llguidance": {"runtime.grammar", "runtime.backends.libllama", "runtime.backends.null"},
     "psutil": {"runtime.machine"},
-    "jinja2": {"runtime.chat"},
+    "jinja2": {"runtime.chat", "runtime.sandbox"},
     "gguf": {"quantize.extra"},
     "tokenizers": {"examples.assistant."},
     "torch": {"examples.assistant."},
