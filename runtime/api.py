@@ -68,7 +68,7 @@ class Runtime:
     def load(self, path: str | os.PathLike[str], **settings: Any) -> Model:
         """Load a GGUF file (or ``null:``, a fake) and return it ready to answer.
 
-        ``settings``: see `ModelOptions` (context, streams, batch, threads, kv_type, flash_attention, weights, name).
+        ``settings``: see `ModelOptions` (context, streams, batch, threads, kv_type, remember, admission and others).
         Raises ConfigError, ModelNotFound, BadModel, and before anything is loaded ArenaTooSmall or ArenaBusy.
         """
         options = ModelOptions.parse(_text(path), settings)
@@ -218,7 +218,7 @@ class Model:
 
     def forget(self, tokens: Sequence[int]) -> None:
         """Drop what the cache remembers of sequences that begin with these tokens, or are a head of them."""
-        self._engine.forget(self._number, self._check_tokens(whole_numbers(tokens) or []))
+        self._engine.forget(self._number, self._checked(tokens))
 
     def generate(self, prompt: Any, **settings: Any) -> Any:
         """Answer a prompt; waits for the whole answer."""
@@ -270,9 +270,7 @@ class Model:
 
     def detokenize(self, tokens: Iterable[SupportsIndex]) -> str:
         """Return the text of tokens; bytes that are not UTF-8 become U+FFFD."""
-        if (numbers := whole_numbers(tokens)) is None:
-            raise InvalidRequest("the tokens are none: give a list of whole numbers")
-        pieces = (self._vocabulary.piece(token) for token in self._check_tokens(numbers))
+        pieces = (self._vocabulary.piece(token) for token in self._checked(tokens))
         return b"".join(pieces).decode("utf-8", "replace")
 
     def _check_length(self, text: str) -> None:
@@ -281,6 +279,11 @@ class Model:
             raise InvalidRequest(
                 f"the prompt has {len(text):,} characters: a context of {self.info.context} tokens never holds them"
             )
+
+    def _checked(self, tokens: Iterable[SupportsIndex]) -> list[int]:
+        if (numbers := whole_numbers(tokens)) is None:
+            raise InvalidRequest("the tokens are none: give a list of whole numbers")
+        return self._check_tokens(numbers)
 
     def _check_tokens(self, tokens: list[int]) -> list[int]:
         for token in tokens:

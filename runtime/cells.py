@@ -16,6 +16,7 @@ to any more is free, and then perhaps the one above it.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from .errors import EngineFailed
@@ -102,6 +103,11 @@ class Cells:
             rest = rest.above
         self.used -= freed
         return rest, freed  # the reference of the lowest freed segment to `rest` is the holder's own now
+
+    @classmethod
+    def own(cls, tail: Segment) -> int:
+        """Return how many cells at its end a chain shares with no other."""
+        return sum(part.length for part in itertools.takewhile(lambda part: part.refs == 1, reversed(cls.chain(tail))))
 
     @staticmethod
     def chain(tail: Segment | None) -> list[Segment]:

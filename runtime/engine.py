@@ -238,8 +238,8 @@ class Engine:
             self._post_end(message.ticket, EngineClosed("the model is not loaded any more"))
             return
         try:
-            lane.submit(message.ticket, message.request, message.at)
-            if message.request.form is not None:
+            accepted = lane.submit(message.ticket, message.request, message.at)
+            if accepted and message.request.form is not None:
                 self._compile(lane, message.ticket, message.request.form)
         except Exception as error:  # noqa: BLE001 - a request that trips over a bug ends alone
             self._post_end(message.ticket, EngineFailed(f"the request failed with {type(error).__name__}: {error}"))

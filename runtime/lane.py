@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .errors import DeadlineMissed, EngineClosed, EngineError, EngineFailed, Error, KeyTaken
+from .errors import DeadlineMissed, EngineError, EngineFailed, Error, KeyTaken
 from .events import Accepted, Event, Failed, Finished, Progress, Reason, Started
 from .grammar import Compiler
 from .scheduler import Scheduler
@@ -38,6 +37,7 @@ class Lane:
     ) -> None:
         self.backend, self.clock = backend, clock
         self.scheduler = Scheduler(backend, options, clock)
+        self.compiler = Compiler(backend.vocabulary)
         self.counters = Counters()
         self.events: list[Event] = []
         self.stepped = 0.0  # when, for turns among models
@@ -46,11 +46,6 @@ class Lane:
         self._closing = False
         self._next_due = NEVER
         self._service_s = 0.0  # what a request takes, as a moving average
-
-    @cached_property
-    def compiler(self) -> Compiler:
-        """What compiles forms for this model's vocabulary."""
-        return Compiler(self.backend.vocabulary)
 
     def urgency(self, now: float) -> tuple[int, float, float]:
         """Return a key that sorts the lane that should step first to the front; some sequence must be able to run."""
@@ -67,8 +62,8 @@ class Lane:
 
     # ---- requests ----
 
-    def submit(self, ticket: int, request: Request, submitted: float) -> None:
-        """Queue a request that was submitted at that `time.perf_counter`, or refuse it."""
+    def submit(self, ticket: int, request: Request, submitted: float) -> bool:
+        """Queue a request that was submitted at that `time.perf_counter`; false if it is refused."""
         try:
             sequence = Sequence.begin(ticket, request, submitted)
             self._check_deadline(sequence)
@@ -76,13 +71,14 @@ class Lane:
             self.scheduler.add(sequence)
         except Error as error:
             self.events.append(Failed(ticket, error))
-            return
+            return False
         self._sequences[ticket] = sequence
         if request.key is not None:
             self._keys.setdefault(request.key, []).append(sequence)
         self._next_due = min(self._next_due, sequence.due)
         self.counters.requests += 1
         self.events.append(Accepted(ticket))
+        return True
 
     def _check_deadline(self, sequence: Sequence) -> None:
         deadline = sequence.request.deadline
@@ -166,12 +162,11 @@ class Lane:
                 self._fail_running(error)
             return self.clock() - start
         decode_s = self.clock() - start
-        decoding = sum(sequence.state is State.DECODE for sequence in wanted)
-        scheduler.after(decoding, n, decode_s)
+        scheduler.after(n, decode_s)
         self._commit(wanted, logits)
         counters = self.counters
         counters.steps += 1
-        counters.prompt_tokens += n - decoding
+        counters.prompt_tokens += scheduler.prompt_rows
         counters.decode_s += decode_s
         return decode_s
 
@@ -228,7 +223,8 @@ class Lane:
         self, sequence: Sequence, tokens: tuple[int, ...], logprobs: tuple[TokenLogprob | None, ...] = ()
     ) -> None:
         """Commit tokens of the answer, up to its end if that is among them."""
-        request, taken, text, reason, now = sequence.request, 0, "", None, self.clock()
+        request, taken, text, now = sequence.request, 0, "", self.clock()
+        reason: Reason | None = None
         for token in tokens:
             if self._ends(sequence, token):
                 reason = "stop"
@@ -248,7 +244,7 @@ class Lane:
                 logprobs = ()
             self.events.append(Progress(sequence.ticket, tokens[:taken], text, logprobs[:taken]))
         if reason:
-            self._finish(sequence, reason)  # type: ignore[arg-type]
+            self._finish(sequence, reason)
 
     # ---- ends ----
 
@@ -273,7 +269,7 @@ class Lane:
     def _nobody_fits(self) -> None:
         """Nothing runs and nobody waiting got a place, though all is free: a bug of ours ends one, not all."""
         ready = [sequence for sequence in self.scheduler.waiting if sequence.ready]
-        if ready and not self.scheduler.running and not self.scheduler.look_again():
+        if ready and not self.scheduler.running:
             self._fail(ready[0], EngineFailed("no place was found for this request though nothing runs"))
 
     def _retire(self, sequence: Sequence, end: Finished | Failed, *, keep: bool = True) -> None:
@@ -294,14 +290,12 @@ class Lane:
         if not others:
             del self._keys[key]
 
-    def close(self, error: Error | None = None) -> None:
+    def close(self, error: Error) -> None:
         """End every request with ``error`` and free the model; asks neither scheduler nor backend about them."""
-        error = error or EngineClosed("the model was unloaded")
         self.events += [Failed(ticket, error) for ticket in self._sequences]
         self._sequences.clear()
         self._keys.clear()
-        if "compiler" in self.__dict__:
-            self.compiler.close()
+        self.compiler.close()
         self.backend.close()
 
     def status(self) -> ModelStatus:

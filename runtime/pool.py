@@ -266,7 +266,7 @@ class Pool:
         self._tree.remove(sequence.slot)
         first = 0
         if not self.whole and sequence.tail is not None:
-            first = self.cells.length(sequence.tail) - self._own(sequence.tail)
+            first = self.cells.length(sequence.tail) - self.cells.own(sequence.tail)
         if sequence.computed - first >= LEAST_SPILLED and self.host.limit:
             saved = self.backend.save(sequence.slot, first)
             if self.host.room(saved.nbytes):
@@ -281,16 +281,8 @@ class Pool:
             sequence.tail, _ = self.cells.release_own(sequence.tail)
         else:
             computed = sequence.computed
-            self._drop(sequence, live=True)
+            self._clear(sequence)
             sequence.computed = computed
-
-    def _own(self, tail: Segment) -> int:
-        own = 0
-        for segment in reversed(self.cells.chain(tail)):
-            if segment.refs > 1:
-                break
-            own += segment.length
-        return own
 
     def _resume(self, sequence: Sequence, extra: int) -> bool:
         first = self.cells.length(sequence.tail)
@@ -312,7 +304,7 @@ class Pool:
         if not self.backend.restore(sequence.slot, first, saved):
             self.cells.unreserve(need)
             self._drop(sequence)
-            return False  # it is computed again, from the next time on
+            return self.place(sequence, extra)  # it is computed again
         sequence.tail = self.cells.extend(sequence.tail, sequence.computed - first)
         sequence.lease = need - (sequence.computed - first)
         return True
@@ -369,14 +361,17 @@ class Pool:
         self.backend.drop(slot)
         self._slots.append(slot)
 
-    def _drop(self, sequence: Sequence, *, live: bool = False) -> None:
+    def _drop(self, sequence: Sequence) -> None:
+        """Take a sequence out of the cache and of the live ones."""
+        self._clear(sequence)
+        self.live.pop(sequence.ticket, None)
+
+    def _clear(self, sequence: Sequence) -> None:
         """Forget what a sequence has in the cache."""
         self.cells.release(sequence.tail)
         self.backend.drop(sequence.slot)
         self._slots.append(sequence.slot)
         sequence.slot, sequence.tail, sequence.computed = NO_SLOT, None, 0
-        if not live:
-            self.live.pop(sequence.ticket, None)
 
     def _unpromise(self, sequence: Sequence) -> None:
         self.cells.unreserve(sequence.lease)

@@ -72,6 +72,7 @@ class Scheduler:
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.preempted = 0
+        self.prompt_rows = 0  # of the step that was planned last
         self._fillers: list[int] = []  # slots whose row only fills the step up
         self._answers: list[int] = []  # rows of its logits that count; empty: all
         self._look_at = 0.0
@@ -108,13 +109,8 @@ class Scheduler:
         self.look()
 
     def look(self) -> None:
-        """Something has changed: look at the waiting ones before the next step."""
+        """Look at the waiting ones before the next step: something has changed."""
         self._look_at = 0.0
-
-    def look_again(self) -> bool:
-        """Look now; tells whether that had been put off."""
-        put_off, self._look_at = self._look_at > 0.0, 0.0
-        return put_off
 
     def estimate_s(self, request: Request, rank: int) -> float:
         """Return about how long a request of that rank will wait for its first token, as far as is known.
@@ -135,7 +131,7 @@ class Scheduler:
         does any more.
         """
         now = self.clock()
-        if not self.waiting or now < self._look_at:
+        if not self.waiting or (self.running and now < self._look_at):
             return []
         self._look_at = now + LOOK_S
         placed, closed = [], len(PATIENCE)
@@ -218,16 +214,17 @@ class Scheduler:
         self.pool.publish(sequence)
         self.look()
 
-    def after(self, decoding: int, n: int, seconds: float) -> None:
-        """Take note of what a step cost: ``n`` rows, of which ``decoding`` asked for a token."""
+    def after(self, n: int, seconds: float) -> None:
+        """Take note of what the planned step of ``n`` rows cost."""
         self._drop_fillers()
-        self.pace.note(decoding, n - decoding, seconds)
+        self.pace.note(n - self.prompt_rows, self.prompt_rows, seconds)
 
     def plan(self, batch: StepBatch) -> tuple[int, list[Sequence]]:
         """Fill the batch; returns its length and the sequences whose logits it asks for, in batch order.
 
         Counts what it planned as computed: if the step fails, its sequences must be retired.
         """
+        self.prompt_rows = 0
         if self.options.deterministic:
             return self._plan_steady(batch)
         now = self.clock()
@@ -248,6 +245,8 @@ class Scheduler:
 
     def _secure(self, now: float) -> None:
         """See to it that every decoding sequence has the cells of this step; the least urgent give way."""
+        if all(s.lease >= s.pending for s in self.running if s.state is State.DECODE):
+            return
         for sequence in sorted(self.running, key=lambda s: self.urgency(s, now)):
             while sequence.state is State.DECODE and not self.pool.ensure(
                 sequence, sequence.pending, sequence.pending + sequence.left(self.context)
@@ -282,6 +281,8 @@ class Scheduler:
         batch.sequences[at:end] = sequence.slot
         batch.outputs[at:end] = 0
         self.pool.advance(sequence, size)
+        if sequence.state is State.PREFILL:
+            self.prompt_rows += size
         if not sequence.pending:
             batch.outputs[end - 1] = 1
             wanted.append(sequence)

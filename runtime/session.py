@@ -66,8 +66,8 @@ class Session:
 
     @property
     def expired(self) -> bool:
-        """Whether its time has passed; a turn under way keeps it."""
-        return self._running is None and self._clock() - self._used > self.ttl
+        """Whether it was forgotten, or its time has passed; a turn under way keeps it."""
+        return self._gone or (self._running is None and self._clock() - self._used > self.ttl)
 
     def submit(self, words: str, **settings: Any) -> Ticket:
         """Say something; the turn is remembered when its answer is whole.

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import copy
 import json
+import logging
 import threading
 import time
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ class Completion:
 State = Literal["accepted", "executing", "canceling", "succeeded", "canceled", "aborted"]
 GRACE_S = 0.25  # beyond a deadline, before a result with a fallback no longer waits for the engine's word
 NOTHING: Any = object()
+LOG = logging.getLogger("arenite")
 
 
 class Ticket:
@@ -97,7 +99,10 @@ class Ticket:
             waiters, self._waiters = self._waiters, []
             self._changed.notify_all()
         for callback in callbacks:
-            callback(self)
+            try:
+                callback(self)
+            except Exception:  # it is the caller's: it must not end the engine, and with it everybody's requests
+                LOG.exception("a function given to on_done failed")
         for loop, waiter in waiters:
             with contextlib.suppress(RuntimeError):  # that loop was closed: nobody waits there any more
                 loop.call_soon_threadsafe(_wake, waiter)
@@ -135,7 +140,10 @@ class Ticket:
                 self._changed.wait_for(lambda: self._end is not None, None if wait is True else wait)
 
     def on_done(self, callback: Callable[[Ticket], None]) -> None:
-        """Have ``callback(ticket)`` called once at the end, on the engine's thread: it must be quick and not raise."""
+        """Have ``callback(ticket)`` called once at the end, on the engine's thread: it must be quick.
+
+        What it raises there is logged (logger ``arenite``).
+        """
         with self._changed:
             if self._end is None:
                 self._callbacks.append(callback)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import random
 import threading
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import llama_cpp
 import pytest
 
 import arenite
-from arenite.quantize import convert
 from arenite.runtime import machine
 from arenite.runtime.backends import ggml, libllama
 from arenite.runtime.backends.raw import RawLoop
@@ -21,6 +19,9 @@ from arenite.runtime.config import ModelOptions
 
 from . import checkpoints
 from .test_bad_input import wreck_helpers
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SMALL = {"context": 512, "streams": 4, "batch": 64, "threads": 1}
 EXACT = {**SMALL, "kv_type": "f32", "flash_attention": False}
@@ -323,16 +324,14 @@ def test_a_conversation_is_rendered_and_control_words_count_only_there() -> None
 
 @pytest.mark.reference
 @pytest.mark.skipif("ARENITE_REFERENCE_MODELS" not in os.environ, reason="ARENITE_REFERENCE_MODELS is not set")
-def test_stories260k_goes_on_as_its_author_says(tmp_path: Path) -> None:
-    source = Path(os.environ["ARENITE_REFERENCE_MODELS"]) / "stories260k"
-    path = convert(source, tmp_path / "stories.gguf", type="f32").path
+def test_stories260k_goes_on_as_its_author_says(stories: Path) -> None:
     begin = "Once upon a time, there was a little girl"
     wanted = (
         " named Lily. She loved to play outside in the park. One day, she saw a big, red ball. She wanted to play with "
         "it, but it was too high."
     )
     with arenite.Runtime() as runtime:
-        model = runtime.load(path, context=512, streams=4, kv_type="f32", flash_attention=False)
+        model = runtime.load(stories, context=512, streams=4, kv_type="f32", flash_attention=False)
         tickets = [model.submit(begin, max_tokens=120) for _ in range(4)]
         for completion in arenite.wait_all(tickets):
             assert completion.text.startswith(wanted)

@@ -371,6 +371,28 @@ def test_a_failed_step_ends_those_in_it_and_the_next_request_is_served(monkeypat
     assert here.said[1] == alone(prompt(10), 5)
 
 
+def test_a_request_without_a_place_though_nothing_runs_ends_instead_of_spinning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here = world()
+    monkeypatch.setattr(pool.Pool, "place", lambda *_: False)
+    here.submit(0, Request(prompt(10), max_tokens=5))
+    for _ in range(3):
+        here.step()
+    end = here.ended[0]
+    assert isinstance(end, Failed)
+    assert "no place was found" in str(end.error)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_only_tokens_of_prompts_are_counted_as_such(deterministic: bool) -> None:
+    here = world(deterministic=deterministic)
+    for ticket in range(3):
+        here.submit(ticket, Request(prompt(10, 97 + ticket), max_tokens=20))
+    here.run()
+    assert here.lanes[0].counters.prompt_tokens == 30
+
+
 def test_a_request_that_can_never_fit_is_refused_with_the_numbers() -> None:
     here = world(context=64)
     here.submit(1, Request(prompt(60), max_tokens=5))

@@ -113,6 +113,20 @@ def test_the_end_is_told_to_who_asked_for_it(model: arenite.Model) -> None:
     assert told == ["succeeded", "succeeded"]
 
 
+def test_a_failing_function_of_a_caller_is_logged_and_ends_nobody(
+    model: arenite.Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    ticket = model.submit("a", max_tokens=30)
+
+    def failing(_ended: arenite.Ticket) -> None:
+        raise ValueError
+
+    ticket.on_done(failing)
+    assert ticket.result(5).reason == "length"
+    assert model.generate("b", max_tokens=2).usage.answer_tokens == 2
+    assert "on_done failed" in caplog.text
+
+
 def test_newest_wins(model: arenite.Model) -> None:
     first = model.submit("a", max_tokens=3000, key="nav")
     next(iter(first))
@@ -158,6 +172,7 @@ def test_a_session_remembers_forks_and_forgets(model: arenite.Model) -> None:
     session.forget()
     with pytest.raises(arenite.UnknownSession):
         session.submit("six")
+    assert model.session("hall").messages == [], "opened again it is a new one"
     assert twin.generate("seven", max_tokens=5).usage.answer_tokens == 5
     with pytest.raises(arenite.InvalidRequest):
         twin.submit(["a list"])  # type: ignore[arg-type]
@@ -169,6 +184,8 @@ def test_what_is_forgotten_is_out_of_the_cache_too(model: arenite.Model) -> None
     probe = model.tokenize([*session.messages, {"role": "user", "content": "more"}])
     assert model.generate(probe, max_tokens=1).usage.cached_tokens > 20
     session.forget()
+    with pytest.raises(arenite.InvalidRequest, match="whole numbers"):
+        model.forget("all of it")  # type: ignore[arg-type]
     model.forget(probe)  # which the test itself has asked for
     assert model.generate([*probe, 2], max_tokens=1).usage.cached_tokens == 0
 

@@ -215,6 +215,8 @@ def test_copies_of_one_prompt_differ_by_seeds_that_can_be_asked_for_again() -> N
         answers = arenite.wait_all(tickets, 60)
         assert len({answer.tokens for answer in answers}) == 4
         assert answers[0].usage.seed == 7
+        known = [answer.usage.cached_tokens > 0 for answer in answers]
+        assert known == [False, True, True, True], "the prompt is computed once"
         again = model.generate(prompt, max_tokens=8, temperature=1.5, seed=answers[2].usage.seed, ignore_end=True)
         assert again.tokens == answers[2].tokens
 
