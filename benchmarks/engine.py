@@ -93,30 +93,40 @@ def first_token_s(model: Model, prompt: list[int], **settings: Any) -> float:
 
 
 def arrival(path: Path, repeats: int, tick: Tick) -> dict[str, Any]:
-    """Compare the gaps of four running streams with and without the arrival of a long prompt."""
+    """Compare the gaps of four running streams while a long prompt is computed with those at the same tokens without.
+
+    The same tokens, since a step takes longer the more a stream has said.
+    """
     with Runtime() as runtime:
         model = runtime.load(path, context=8192, streams=8)
-        prompt, quiet, loaded, prefill = Tokens(model), [], [], []
+        prompt = Tokens(model)
+        quiet, loaded, prefill = list[float](), list[float](), list[float]()
         for _ in range(repeats):
-            streams = [
-                Listener(model.submit(prompt(16), ignore_end=True, max_tokens=1200)) for _ in range(4)
-            ]
-            time.sleep(1.0)
-            begin = time.perf_counter()
-            time.sleep(4.0)
-            middle = time.perf_counter()
+            streams = _four(model, prompt)
+            time.sleep(2.0)
+            first = [len(stream.times) for stream in streams]
             prefill.append(first_token_s(model, prompt(2000)))
-            end = time.perf_counter()
+            last = [len(stream.times) for stream in streams]
             for stream in streams:
                 stream.stop()
-            quiet.append(float(np.percentile([g for s in streams for g in s.gaps(begin, middle)], 99)))
-            loaded.append(float(np.percentile([g for s in streams for g in s.gaps(middle, end)], 99)))
+            others = _four(model, prompt)
+            while any(len(stream.times) < n for stream, n in zip(others, last, strict=True)):
+                time.sleep(0.1)
+            for stream in others:
+                stream.stop()
+            for found, group in ((loaded, streams), (quiet, others)):
+                gaps = [np.diff(s.times[i:j]) for s, i, j in zip(group, first, last, strict=True)]
+                found.append(float(np.percentile(np.concatenate(gaps), 99)))
             tick()
     return {
         "baseline_ms": 1e3 * statistics.median(quiet), "measured_ms": 1e3 * statistics.median(loaded),
         "ratio": statistics.median(b / a for a, b in zip(quiet, loaded, strict=True)),
         "note": f"the prompt took {statistics.median(prefill):.1f} s beside 4 streams",
     }
+
+
+def _four(model: Model, prompt: Tokens) -> list[Listener]:
+    return [Listener(model.submit(prompt(16), ignore_end=True, max_tokens=1500)) for _ in range(4)]
 
 
 def forced(path: Path, repeats: int, tick: Tick) -> dict[str, Any]:

@@ -32,12 +32,12 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
     options: list[Decorator] = [
         click.option("--context", type=int, default=4096, show_default=True,
                      help="Tokens of KV cache, for all streams."),
-        click.option("--batch", type=int, default=512, show_default=True, help="Tokens that one step may compute."),
+        click.option("--batch", type=int, default=0, help="Tokens that one step may compute; default: as many as pay."),
         click.option("--threads", type=int, default=0, help="Default: one per physical core."),
         click.option("--kv-type", type=click.Choice(KV_TYPES), default="f16", show_default=True),
         click.option("--weights", type=click.Choice(["arena", "mapped"]), default="arena", show_default=True,
                      help="Copied into the arena, or left in the page cache."),
-        click.option("--flash-attention/--no-flash-attention", default=True, show_default=True),
+        click.option("--flash-attention/--no-flash-attention", default=None, help="Default: where it is needed."),
     ]
     for option in reversed(options):
         function = option(function)

@@ -68,11 +68,13 @@ class Scheduler:
             margin=self.info.slots if steady else 0,
         )
         self.context = min(self.info.context, self.pool.cells.total)
-        self.pace = Pace(options.step_ms / 1e3)
+        self.pace = Pace(options.step_ms / 1e3, self.info.tile)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.preempted = 0
         self.prompt_rows = 0  # of the step that was planned last
+        self._depth = 0  # tokens before the first of them
+        self._all_moved = 0.0  # when no decoding sequence was held for a control request, the last time
         self._fillers: list[int] = []  # slots whose row only fills the step up
         self._answers: list[int] = []  # rows of its logits that count; empty: all
         self._look_at = 0.0
@@ -118,11 +120,9 @@ class Scheduler:
         Prompts at least as urgent are computed before it; if all places are taken by such ones, that is not counted.
         """
         rivals = [s for s in (*self.running, *self.waiting) if s.rank <= rank and s.state is not State.DECODE]
-        ahead = sum(sequence.pending for sequence in rivals)
-        rows = sum(sequence.state is State.DECODE for sequence in self.running)
-        prompt = (ahead + len(request.tokens)) * self.pace.token_s
-        steps = max(1.0, prompt / self.pace.target_s)
-        return prompt + steps * self.pace.decode_s(rows)
+        ahead = sum(self.pace.prompt_s(sequence.pending) for sequence in rivals)
+        rows = sum(s.state is State.DECODE and (s.rank == 0 or rank > 0) for s in self.running)
+        return ahead + self.pace.prompt_s(len(request.tokens), rows)
 
     def admit(self) -> list[Sequence]:
         """Give waiting sequences their places, most urgent first; returns those that got one.
@@ -217,7 +217,7 @@ class Scheduler:
     def after(self, n: int, seconds: float) -> None:
         """Take note of what the planned step of ``n`` rows cost."""
         self._drop_fillers()
-        self.pace.note(n - self.prompt_rows, self.prompt_rows, seconds)
+        self.pace.note(n - self.prompt_rows, self.prompt_rows, self._depth, seconds)
 
     def plan(self, batch: StepBatch) -> tuple[int, list[Sequence]]:
         """Fill the batch; returns its length and the sequences whose logits it asks for, in batch order.
@@ -229,12 +229,17 @@ class Scheduler:
             return self._plan_steady(batch)
         now = self.clock()
         self._secure(now)
-        decoding = [sequence for sequence in self.running if sequence.state is State.DECODE]
-        n, wanted = self._decode_rows(decoding, batch)
         prompts = [sequence for sequence in self.running if sequence.state is State.PREFILL]
+        decoding = [sequence for sequence in self.running if sequence.state is State.DECODE]
+        held = self._held(prompts, now)
+        if held:
+            decoding = [sequence for sequence in decoding if sequence.rank == 0]
+        n, wanted = self._decode_rows(decoding, batch)
         if prompts:
             prompts.sort(key=lambda s: self.urgency(s, now))
-            budget = self.pace.chunk(n, self.info.batch - n)
+            self._depth = prompts[0].computed
+            pending = sum(s.pending for s in prompts if not held or s.rank == 0)
+            budget = self.pace.chunk(n, self.info.batch - n, pending, self._depth, hurry=held)
             for sequence in prompts:
                 if budget <= 0:
                     break
@@ -242,6 +247,16 @@ class Scheduler:
                 n = self._rows(sequence, size, batch, n, wanted)
                 budget -= size
         return n, wanted
+
+    def _held(self, prompts: list[Sequence], now: float) -> bool:
+        """Tell whether who decodes below control is passed over in this step, for a control request's prompt.
+
+        Not for longer than ``aging_s`` at a stretch.
+        """
+        if any(sequence.rank == 0 for sequence in prompts) and now - self._all_moved < self.options.aging_s:
+            return True
+        self._all_moved = now
+        return False
 
     def _secure(self, now: float) -> None:
         """See to it that every decoding sequence has the cells of this step; the least urgent give way."""

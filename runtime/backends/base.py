@@ -30,6 +30,7 @@ class ModelInfo:
     ``slots``    sequences that the cache may hold at a time, running and kept ones
     ``reuse``    ``any``: every head of a sequence can be shared; ``whole``: only all of it (sliding windows have
                  forgotten the rest, recurrent states have no rest)
+    ``tile``     rows from which on a step's attention is computed in tiles, at a lower price each; 0: no such width
     ``start_text``, ``end_text``  the model's begin-of-text and end-of-text tokens, written out; may be empty
     """
 
@@ -49,6 +50,7 @@ class ModelInfo:
     file_bytes: int
     slots: int
     reuse: Literal["any", "whole"] = "any"
+    tile: int = 0
 
 
 @dataclass(frozen=True, slots=True)

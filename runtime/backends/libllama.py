@@ -21,6 +21,7 @@ L = ggml.L
 ENDS_KEY = "arenite.eos_token_ids"
 _NO_DEVICES = (C.c_void_p * 1)(None)  # a list that ends at once
 LONGEST_PIECE = 2048  # bytes that llguidance takes of one token; a longer one it never proposes
+FLASH_TILE = 64  # GGML_FA_TILE_Q: flash attention on the CPU is computed in tiles of so many rows, not below
 DEFAULT_CONTEXT = 512  # for a file that does not say how long its model was trained
 
 
@@ -114,6 +115,7 @@ def read_info(model: int, context: int, options: ModelOptions, threads: int) -> 
         start_text=_token_text(model, L.llama_vocab_bos), end_text=_token_text(model, L.llama_vocab_eos),
         parameters=int(L.llama_model_n_params(model)), file_bytes=int(L.llama_model_size(model)),
         slots=options.slots, reuse="whole" if forgets(model) else "any",
+        tile=FLASH_TILE if options.flash_attention and options.kv_type in ("f16", "f32") else 0,
     )
 
 
