@@ -37,7 +37,7 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--kv-type", type=click.Choice(KV_TYPES), default="f16", show_default=True),
         click.option("--weights", type=click.Choice(["arena", "mapped"]), default="arena", show_default=True,
                      help="Copied into the arena, or left in the page cache."),
-        click.option("--flash-attention/--no-flash-attention", default=None, help="Default: where it is needed."),
+        click.option("--flash-attention/--no-flash-attention", default=True, show_default=True),
     ]
     for option in reversed(options):
         function = option(function)

@@ -12,7 +12,7 @@ from .sizes import parse_size
 
 KV_TYPES = ("f16", "f32", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 MAX_STREAMS = 255  # one less than LLAMA_MAX_SEQ: a context with more sequences is refused by libllama
-CPU_BATCH = 128  # wider steps are no cheaper per token there, and without flash attention take scratch in proportion
+CPU_BATCH = 128  # wider steps are no cheaper per token there, and take scratch in proportion
 STEADY_ROWS = 4  # ggml's kernels for repacked weights take so many rows at a time, and the rest one by one
 NULL_MODEL = "null:"
 
@@ -32,8 +32,8 @@ class ModelOptions:
                           per sequence if those are more
     ``threads``           0: one per physical core that this process may use
     ``kv_type``           element type of keys and values
-    ``flash_attention``   None: only where it is needed, for quantized values and in deterministic mode.  On a CPU it
-                          is the slower kernel for few rows (docs/engine.md has the figures)
+    ``flash_attention``   needed for quantized values.  Without it the CPU reads the whole pool for each row, but with
+                          a faster kernel: better for few, deep streams (docs/engine.md has the figures)
     ``remember``          finished sequences whose keys and values stay in the cache, for requests that begin alike
     ``host_cache``        bytes of host memory (``256MiB``, 0: none) for what the cache has no room for: sequences that
                           gave way to more urgent ones, and remembered ones
@@ -56,7 +56,7 @@ class ModelOptions:
     batch: int = 0
     threads: int = 0
     kv_type: KVType = "f16"
-    flash_attention: bool | None = None
+    flash_attention: bool = True
     weights: Literal["arena", "mapped"] = "arena"
     remember: int = 8
     host_cache: str | int = "256MiB"
@@ -69,7 +69,7 @@ class ModelOptions:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
             raise ConfigError(f"name is {self.name!r}: give a text")
-        for flag in ("deterministic", "forced_tokens"):
+        for flag in ("flash_attention", "deterministic", "forced_tokens"):
             if not isinstance(getattr(self, flag), bool):
                 raise ConfigError(f"{flag} is {getattr(self, flag)!r}: give True or False")
         _between("context", self.context, 16, 1 << 24)
@@ -88,23 +88,15 @@ class ModelOptions:
         rows = self.slots if self.deterministic else self.streams
         if rows > self.batch:
             raise ConfigError(f"batch {self.batch} is smaller than streams {rows}: each stream needs one token")
-        if self._quantized and not self.flash_attention:
+        if self.kv_type.startswith(("q", "iq")) and not self.flash_attention:
             raise ConfigError(f"kv_type {self.kv_type} needs flash_attention: switch it on, or use f16")
 
     def _settle(self) -> None:
         """Replace what was left open by what it means."""
-        if self.flash_attention is not None and not isinstance(self.flash_attention, bool):
-            raise ConfigError(f"flash_attention is {self.flash_attention!r}: give True, False or None")
-        if self.flash_attention is None:
-            object.__setattr__(self, "flash_attention", self._quantized or self.deterministic)
         if self.batch == 0:
             object.__setattr__(self, "batch", max(CPU_BATCH, self.slots))
         if not self.name:
             object.__setattr__(self, "name", "null" if self.path == NULL_MODEL else Path(self.path).stem)
-
-    @property
-    def _quantized(self) -> bool:
-        return self.kv_type.startswith(("q", "iq"))
 
     @property
     def slots(self) -> int:

@@ -317,6 +317,30 @@ def test_prompt_chunks_keep_a_step_near_its_target() -> None:
     assert max(quiet.prompt_rows) <= 64, "also when nothing decodes: somebody may come"
 
 
+def test_a_control_prompt_holds_less_urgent_streams_for_a_moment() -> None:
+    here = world(context=8192, batch=512, streams=4, step_ms=50, aging_s=1.0)
+    for ticket in range(2):
+        here.submit(ticket, Request(prompt(10, 97 + ticket), max_tokens=600, priority="background"))
+    for _ in range(20):
+        here.step()
+    here.submit(8, Request(prompt(10, 120), max_tokens=600, priority="control"))
+    while 8 not in here.said:
+        here.step()
+    here.submit(9, Request(prompt(100, 110), max_tokens=5, priority="control"))
+    said = {ticket: len(here.said[ticket]) for ticket in (0, 8)}
+    while 9 not in here.said:
+        here.step()
+    assert len(here.said[0]) <= said[0] + 1, "it waits"
+    assert len(here.said[8]) > said[8] + 1, "another control request does not"
+    here.submit(10, Request(prompt(1900, 105), max_tokens=5, priority="control"))
+    held = 0.0
+    while 10 not in here.said:
+        before, length = here.clock.now, len(here.said[0])
+        here.step()
+        held = held + here.clock.now - before if len(here.said[0]) == length else 0.0
+        assert held < 1.2, "nobody is held for longer than the aging"
+
+
 def test_the_second_request_with_a_long_head_waits_for_the_first_and_shares_it() -> None:
     here = world(context=1024)
     head = prompt(300)

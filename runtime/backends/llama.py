@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .base import Saved
 
 L = ggml.L
+COPY_STEP = 16 << 10  # copies of sequences are allocated in such steps: blocks of many sizes fragment the heap
 _DECODE_ERRORS = {
     1: "the KV cache has no room for the batch",
     2: "the step was aborted",
@@ -93,7 +94,8 @@ class LlamaBackend:
         if first:
             source = self.info.slots
             L.llama_memory_seq_cp(self._kv, sequence, source, first, -1)
-        data = np.empty(L.llama_state_seq_get_size(self._context, source), np.uint8)
+        size = L.llama_state_seq_get_size(self._context, source)
+        data = np.empty(-(-size // COPY_STEP) * COPY_STEP, np.uint8)
         written = L.llama_state_seq_get_data(self._context, _bytes(data), data.nbytes, source)
         if first:
             self.drop(source)
