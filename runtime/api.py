@@ -52,17 +52,18 @@ class Runtime:
                 print(piece, end="")
 
     ``arena``: bytes, ``2GiB``, ``80%`` of the machine's memory, or ``auto``: as much as the first model needs.
+    ``gpu_arena``: the same of each GPU that ggml sees.
     ``limit``: requests that may be unfinished at a time.
 
     Raises ConfigError for a size that is none and ArenaTooSmall if the machine has not that much.  A second Runtime
     of the same process shares the arena of the first: loading raises ArenaBusy if its plan does not fit beside it.
     """
 
-    def __init__(self, arena: str | int = "auto", *, limit: int = 1024) -> None:
+    def __init__(self, arena: str | int = "auto", *, gpu_arena: str | int = "auto", limit: int = 1024) -> None:
         self._tickets: dict[int, Ticket] = {}
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
             raise ConfigError(f"limit is {limit!r}: give a whole number of at least 1")
-        self._engine = Engine(lambda: Loader(arena), _Dispatch(self._tickets), limit=limit)
+        self._engine = Engine(lambda: Loader(arena, gpu_arena), _Dispatch(self._tickets), limit=limit)
         self._finalizer = weakref.finalize(self, _abandon, self._engine)
 
     def load(self, path: str | os.PathLike[str], **settings: Any) -> Model:

@@ -17,7 +17,7 @@ free + leased = size; what was released can be leased again.
 from __future__ import annotations
 
 from bisect import insort
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from .errors import ArenaTooSmall, ConfigError, EngineFailed, MemoryPlanError
@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 RESIDENT, OVERLAY = "resident", "overlay"
+HOST = "CPU"  # the place of what lies in the host's memory; the others are ggml's names: CUDA0, CUDA_Host (pinned)
 WEIGHTS, KV, SCRATCH, OUTPUTS = "weights", "kv", "scratch", "outputs"
-KINDS = (WEIGHTS, KV, SCRATCH, OUTPUTS)
+STAGING = "staging"  # needed while weights go to a GPU, free afterwards
+KINDS = (WEIGHTS, KV, SCRATCH, OUTPUTS, STAGING)
 
 
 def aligned(size: int, alignment: int) -> int:
@@ -67,11 +69,12 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """``size`` bytes that a tenant will ask for in one piece."""
+    """``size`` bytes that a tenant will ask for in one piece, in the memory ``place``."""
 
     tenant: str
     kind: str
     size: int
+    place: str = HOST
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +89,18 @@ class Plan:
     outside: Mapping[str, int | None] = field(default_factory=dict)
 
     @property
+    def places(self) -> tuple[str, ...]:
+        """The memories that it takes bytes of, the host's first."""
+        found = dict.fromkeys(need.place for need in self.needs)
+        return tuple(sorted(found, key=lambda place: place != HOST))
+
+    def at(self, place: str) -> Plan:
+        """Return the part of the plan that one memory has to hold."""
+        return replace(self, needs=tuple(need for need in self.needs if need.place == place))
+
+    @property
     def size(self) -> int:
-        """Bytes of arena that the plan takes, alignment included."""
+        """Bytes of arena that the plan takes, alignment included, of all memories together."""
         return sum(aligned(need.size, self.alignment) for need in self.needs)
 
     def by_kind(self) -> dict[str, int]:

@@ -12,7 +12,7 @@ import click
 
 from . import machine, picture
 from .api import Model, Runtime, make_request
-from .arena import Plan
+from .arena import HOST, Plan
 from .backends.loader import UNREADABLE, Loader
 from .config import KV_TYPES, ModelOptions
 from .console import check_size, print_json, stderr, stdout, usage
@@ -27,6 +27,14 @@ MAX_INPUT = 64 << 20  # bytes of a prompt on standard input
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
+def _layers(_context: click.Context, _parameter: click.Parameter, value: str) -> str | int:
+    return int(value) if value.isdecimal() else value
+
+
+def _names(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in (value or "").split(",") if name.strip())
+
+
 def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say how a model is loaded; they arrive as keyword arguments of `ModelOptions`."""
     options: list[Decorator] = [
@@ -38,6 +46,12 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--weights", type=click.Choice(["arena", "mapped"]), default="arena", show_default=True,
                      help="Copied into the arena, or left in the page cache."),
         click.option("--flash-attention/--no-flash-attention", default=True, show_default=True),
+        click.option("--gpu-layers", callback=_layers, default="auto", show_default=True,
+                     help="Layers on a GPU: a number, all, or auto: as many as fit."),
+        click.option("--gpus", callback=_names, help="GPUs to use, by comma, such as CUDA0,CUDA1. Default: the first."),
+        click.option("--gpu-kv/--no-gpu-kv", default=True, show_default=True,
+                     help="Keys and values of layers on a GPU lie there."),
+        click.option("--require-gpu", is_flag=True, help="Fail rather than compute a layer on the CPU."),
     ]
     for option in reversed(options):
         function = option(function)
@@ -167,7 +181,7 @@ def plan(models: tuple[str, ...], arena: str, as_json: bool, svg: str | None, **
     whole, names = combine(plans), [Path(model).name for model in models]
     if not all(each.needs for each in plans):
         raise EngineFailed(f"nothing can be planned: {loader.degraded or UNREADABLE}; see `arenite doctor`")
-    size = parse_size(arena, machine.total_memory())
+    size, host = parse_size(arena, machine.total_memory()), whole.at(HOST)
     drawing = picture.of_plan(whole, size)
     if svg is not None:
         Path(svg).write_text(
@@ -175,15 +189,19 @@ def plan(models: tuple[str, ...], arena: str, as_json: bool, svg: str | None, **
         )
     if as_json:
         print_json({
-            "needed_bytes": whole.size, "arena_bytes": size, "fits": size is None or whole.size <= size,
+            "needed_bytes": host.size, "arena_bytes": size, "fits": size is None or host.size <= size,
             "needs": [
-                {"model": need.tenant, "memory": "host", "for": need.kind, "bytes": need.size} for need in whole.needs
+                {
+                    "model": need.tenant, "memory": "host" if need.place == HOST else need.place, "for": need.kind,
+                    "bytes": need.size,
+                }
+                for need in whole.needs
             ],
             "outside": dict(whole.outside),
         })
     else:
         stdout.print(drawing)
-    whole.check(machine.available_memory() if size is None else size, MACHINE if size is None else "the arena")
+    host.check(machine.available_memory() if size is None else size, MACHINE if size is None else "the arena")
 
 
 def combine(plans: list[Plan]) -> Plan:

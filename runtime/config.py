@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -12,7 +12,7 @@ from .sizes import parse_size
 
 KV_TYPES = ("f16", "f32", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 MAX_STREAMS = 255  # one less than LLAMA_MAX_SEQ: a context with more sequences is refused by libllama
-CPU_BATCH = 128  # wider steps are no cheaper per token there, and take scratch in proportion
+CPU_BATCH, GPU_BATCH = 128, 512  # wider steps are no cheaper per token on a CPU, and take scratch in proportion
 STEADY_ROWS = 4  # ggml's kernels for repacked weights take so many rows at a time, and the rest one by one
 NULL_MODEL = "null:"
 
@@ -28,8 +28,8 @@ class ModelOptions:
     ``context``           tokens of KV cache, one pool shared by all streams; a single request may use all of it up
                           to the model's own training length.  Rounded up to a multiple of 256 by libllama
     ``streams``           sequences that may run at the same time, 1 to 255
-    ``batch``             tokens that one step may compute; longer prompts take several steps.  0: `CPU_BATCH`, or one
-                          per sequence if those are more
+    ``batch``             tokens that one step may compute; longer prompts take several steps.  0: `CPU_BATCH` (with
+                          layers on a GPU `GPU_BATCH`), or one per sequence if those are more
     ``threads``           0: one per physical core that this process may use
     ``kv_type``           element type of keys and values
     ``flash_attention``   needed for quantized values.  Without it the CPU reads the whole pool for each row, but with
@@ -44,6 +44,12 @@ class ModelOptions:
     ``deterministic``     answers do not depend on the neighbours, bit for bit: each prompt is computed by itself in
                           chunks of fixed size, every step decodes as many rows, and each stream has a part of the
                           context for itself.  Slower; nothing is shared
+    ``gpu_layers``        how many layers, the last ones first, lie on a GPU: a number, ``all``, or ``auto``: as many as
+                          fit beside keys, values and scratch.  The output counts as one more layer
+    ``gpu_kv``            keys and values of layers on a GPU lie there, too
+    ``gpus``              ggml's names of the GPUs to use; several share the layers in proportion to their free memory.
+                          Empty: the first that ggml sees
+    ``require_gpu``       refuse (NoGPU) rather than compute any layer on the CPU
     ``forced_tokens``     tokens that a form leaves no choice about are appended without computing them one by one
     ``weights``           ``arena``: copied into the arena, so that no step waits for the disk;
                           ``mapped``: left in the page cache
@@ -65,11 +71,15 @@ class ModelOptions:
     admission: Literal["optimistic", "reserve"] = "optimistic"
     deterministic: bool = False
     forced_tokens: bool = True
+    gpu_layers: int | Literal["auto", "all"] = "auto"
+    gpu_kv: bool = True
+    gpus: tuple[str, ...] = ()
+    require_gpu: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
             raise ConfigError(f"name is {self.name!r}: give a text")
-        for flag in ("flash_attention", "deterministic", "forced_tokens"):
+        for flag in ("flash_attention", "deterministic", "forced_tokens", "gpu_kv", "require_gpu"):
             if not isinstance(getattr(self, flag), bool):
                 raise ConfigError(f"{flag} is {getattr(self, flag)!r}: give True or False")
         _between("context", self.context, 16, 1 << 24)
@@ -84,19 +94,30 @@ class ModelOptions:
             raise ConfigError("host_cache can not be auto: give a size, or 0 for none")
         _one_of("kv_type", self.kv_type, KV_TYPES)
         _one_of("weights", self.weights, ("arena", "mapped"))
-        self._settle()
+        if self.gpu_layers not in ("auto", "all"):
+            _between("gpu_layers", self.gpu_layers, 0, 1 << 16)  # type: ignore[arg-type]
+        if self.require_gpu and self.gpu_layers == 0:
+            raise ConfigError("require_gpu with gpu_layers 0 contradicts itself: leave one of them out")
+        if isinstance(self.gpus, str) or not all(isinstance(name, str) for name in self.gpus):
+            raise ConfigError(f"gpus is {self.gpus!r}: give a list of names such as CUDA0; `arenite doctor` shows them")
+        object.__setattr__(self, "gpus", tuple(self.gpus))
         rows = self.slots if self.deterministic else self.streams
-        if rows > self.batch:
+        if 0 < self.batch < rows:
             raise ConfigError(f"batch {self.batch} is smaller than streams {rows}: each stream needs one token")
         if self.kv_type.startswith(("q", "iq")) and not self.flash_attention:
             raise ConfigError(f"kv_type {self.kv_type} needs flash_attention: switch it on, or use f16")
-
-    def _settle(self) -> None:
-        """Replace what was left open by what it means."""
-        if self.batch == 0:
-            object.__setattr__(self, "batch", max(CPU_BATCH, self.slots))
         if not self.name:
             object.__setattr__(self, "name", "null" if self.path == NULL_MODEL else Path(self.path).stem)
+
+    def settled(self, gpus: tuple[str, ...] = (), layers: int = 0) -> Self:
+        """Return the options with nothing left open: ``layers`` on these GPUs, and a batch for what computes."""
+        batch = self.batch or max(GPU_BATCH if layers else CPU_BATCH, self.slots)
+        return replace(self, batch=batch, gpus=gpus if layers else (), gpu_layers=layers, require_gpu=False)
+
+    @property
+    def layers(self) -> int:
+        """How many layers lie on a GPU; 0 unless it was settled."""
+        return self.gpu_layers if isinstance(self.gpu_layers, int) else 0
 
     @property
     def slots(self) -> int:

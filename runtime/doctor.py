@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from . import machine
-from .backends import ggml
+from .backends import ggml, places
 from .backends.loader import Loader
 from .config import ModelOptions
 from .console import print_json, stdout
@@ -115,13 +115,38 @@ def _devices() -> list[Finding]:
         Finding("device", "ok", f"{device['name']}: {device['description']}, {format_size(device['total_bytes'])}")
         for device in devices
     ]
-    if any(device["type"] in (1, 2) for device in devices):
-        found.append(Finding("GPU", "note", "not used: this version of arenite computes on the CPU"))
-    else:
-        found.append(Finding("GPU", "note", "none that this build of llama-cpp-python knows"))
+    found.append(_gpu())
     if ggml.withhold(ggml.WITHHELD):
         found.append(Finding("AMX", "note", "not used: its weights bypass the arena, GCC 12 miscompiles its kernels"))
     return found
+
+
+def _gpu() -> Finding:
+    """Driver, library, devices: what is missing between a model and a GPU."""
+    driver = _driver()
+    seen = driver or "no NVIDIA driver is loaded"
+    if not ggml.L.llama_supports_gpu_offload():
+        advice = f"build llama-cpp-python=={ggml.VERSION} with CUDA, as docs/gpu.md says" if driver else ""
+        return Finding("GPU", "note", f"this build of llama-cpp-python knows none; {seen}", advice)
+    gpus = ggml.gpus()
+    if not gpus:
+        advice = "check nvidia-smi and the rights on /dev/nvidia*" if driver else "install the driver of the GPU"
+        return Finding("GPU", "note", f"llama-cpp-python is built for one, the driver shows none; {seen}", advice)
+    if problem := next(filter(None, map(places.check_device, (gpu["name"] for gpu in gpus))), ""):
+        return Finding("GPU", "fail", problem, f"pip install llama-cpp-python=={ggml.VERSION}, built with CUDA")
+    return Finding("GPU", "ok", "; ".join(
+        f"{gpu['name']}: {gpu['description']}, {format_size(gpu['free_bytes'])} free, the arena's pieces work"
+        for gpu in gpus
+    ))
+
+
+def _driver() -> str:
+    """Return the NVIDIA driver's own line, or an empty string."""
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    return " ".join(text.splitlines()[0].split())
 
 
 def _convert() -> Finding:

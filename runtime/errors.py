@@ -20,6 +20,7 @@
     ├── MemoryPlanError       the memory plan
     │   ├── ArenaTooSmall     says how many bytes are needed, for what, and how many there are
     │   └── ArenaBusy         another Runtime of this process owns the memory
+    ├── NoGPU                 a GPU was asked for, and there is none, or not enough of it
     ├── ConfigError           a setting; the command line exits with 78
     ├── MissingDependency     an extra package or program; says how to get it
     └── EngineError           ours
@@ -199,6 +200,12 @@ class ArenaBusy(MemoryPlanError):
     """Another Runtime of this process owns the memory and this plan does not fit beside it."""
 
     code = "arena_busy"
+
+
+class NoGPU(Error):
+    """A GPU was asked for (``require_gpu``, or ``gpu_layers`` as a number or ``all``) and can not be had."""
+
+    code: ClassVar[str] = "no_gpu"
 
 
 class ConfigError(Error):

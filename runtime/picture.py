@@ -9,7 +9,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from .arena import KV, OUTPUTS, SCRATCH, WEIGHTS, aligned
+from .arena import HOST, KV, OUTPUTS, SCRATCH, STAGING, WEIGHTS, aligned
 from .sizes import format_size
 
 if TYPE_CHECKING:
@@ -23,29 +23,49 @@ if TYPE_CHECKING:
 WIDTH = 64
 FREE = "free"
 _LOOKS = {WEIGHTS: ("█", "blue"), KV: ("▓", "green"), SCRATCH: ("▒", "yellow"), OUTPUTS: ("▪", "magenta"),
-          FREE: ("·", "dim")}
+          STAGING: ("░", "cyan"), FREE: ("·", "dim")}
 
 Part = tuple[str, str, int]  # tenant, kind, bytes
 
 
 def of_plan(plan: Plan, arena: int | None) -> RenderableType:
-    """Draw what a plan will take of an arena of ``arena`` bytes (None: one that is just large enough)."""
-    parts = [(need.tenant, need.kind, aligned(need.size, plan.alignment)) for need in plan.needs]
-    size = max(plan.size, arena or 0)
-    return _draw(parts, size, plan.outside, f"planned {format_size(plan.size)} of {format_size(arena or plan.size)}")
+    """Draw what a plan will take of an arena of ``arena`` bytes (None: one that is just large enough).
+
+    Beneath it what it takes of other memories: of GPUs, and pinned memory.
+    """
+    drawings: list[RenderableType] = []
+    for place in plan.places or (HOST,):
+        part, given = plan.at(place), arena if place == HOST else None
+        parts = [(need.tenant, need.kind, aligned(need.size, plan.alignment)) for need in part.needs]
+        caption = f"planned {format_size(part.size)} of {format_size(given or part.size)}{_where(place)}"
+        drawings.append(_draw(parts, max(part.size, given or 0), plan.outside if not drawings else {}, caption))
+    return Group(*drawings)
 
 
 def of_status(status: Status) -> RenderableType:
-    """Draw the arena as it is, with the count that must stay at zero."""
+    """Draw the arenas as they are, with the count that must stay at zero."""
     outside = add_up([model.memory.outside for model in status.models])
-    if status.arena is None:
+    drawings: list[RenderableType] = [
+        Text(f"{model.info.name} computes on the CPU: {model.memory.note}", style="yellow")
+        for model in status.models if model.memory.note and model.info.gpu_layers < model.info.layers and status.devices
+    ]
+    arenas = {**({HOST: status.arena} if status.arena else {}), **status.arenas}
+    if not arenas:
         return Text(f"no arena: {status.reason or 'nothing is loaded'}", style="yellow")
-    parts = [(span.tenant, span.kind, span.size) for span in status.arena.spans]
-    caption = (
-        f"leased {format_size(status.arena.leased)} of {format_size(status.arena.size)}, "
-        f"allocations after the seal: {status.allocations_after_seal}, process {format_size(status.rss_bytes)}"
-    )
-    return _draw(parts, status.arena.size, outside, caption)
+    for number, (place, arena) in enumerate(arenas.items()):
+        parts = [(span.tenant, span.kind, span.size) for span in arena.spans]
+        caption = f"leased {format_size(arena.leased)} of {format_size(arena.size)}{_where(place)}"
+        if number == len(arenas) - 1:
+            caption += (
+                f", allocations after the seal: {status.allocations_after_seal}, "
+                f"process {format_size(status.rss_bytes)}"
+            )
+        drawings.append(_draw(parts, arena.size, outside if not number else {}, caption))
+    return Group(*drawings)
+
+
+def _where(place: str) -> str:
+    return "" if place == HOST else f" on {place}"
 
 
 # As rich's own format, without the fonts that it would fetch from the network.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from .arena import Plan, Snapshot
     from .backends.base import Memory, ModelInfo
 
@@ -61,12 +63,30 @@ class ModelStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceStatus:
+    """A GPU, as its driver tells it now.
+
+    ``arena``: our slab there, None without one.  ``outside_bytes``: what CUDA and ggml took beside it, measured after
+    the warm-up; None before.
+    """
+
+    name: str
+    description: str
+    total_bytes: int
+    free_bytes: int
+    arena: Snapshot | None
+    outside_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """A runtime at one moment.
 
     ``arena`` is None before the first model of an ``auto`` arena and in degraded mode.
     ``huge_pages``, ``locked``: how the kernel backs the arena; a locked one is never swapped out.
-    ``allocations_after_seal`` counts refused allocations; None where nothing is counted (degraded).
+    ``devices``: the GPUs, used or not.  ``arenas``: the slabs outside the host's ordinary memory, by their place.
+    ``counted``: whether every allocation goes by the arena.
+    ``allocations_after_seal`` counts refused allocations; None where they are not counted.
     """
 
     state: Literal["ready", "degraded"]
@@ -76,10 +96,14 @@ class Status:
     locked: bool
     models: tuple[ModelStatus, ...]
     rss_bytes: int
+    devices: tuple[DeviceStatus, ...] = ()
+    arenas: Mapping[str, Snapshot] = field(default_factory=dict)
+    counted: bool = True
 
     @property
     def allocations_after_seal(self) -> int | None:
         """Allocations that were asked for, and refused, after the seal."""
-        if self.state == "degraded":
+        if not self.counted:
             return None
-        return self.arena.allocations_after_seal if self.arena else 0
+        arenas = [*([self.arena] if self.arena else []), *self.arenas.values()]
+        return sum(arena.allocations_after_seal for arena in arenas)

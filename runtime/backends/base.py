@@ -31,6 +31,8 @@ class ModelInfo:
     ``reuse``    ``any``: every head of a sequence can be shared; ``whole``: only all of it (sliding windows have
                  forgotten the rest, recurrent states have no rest)
     ``tile``     rows from which on a step's attention is computed in tiles, at a lower price each; 0: no such width
+    ``device``   what computes: ``cpu``, or ``CUDA0 (25 of 25 layers)``; ``gpu_layers`` of ``layers`` lie on a GPU, the
+                 output counted as one
     ``start_text``, ``end_text``  the model's begin-of-text and end-of-text tokens, written out; may be empty
     """
 
@@ -51,6 +53,8 @@ class ModelInfo:
     slots: int
     reuse: Literal["any", "whole"] = "any"
     tile: int = 0
+    gpu_layers: int = 0
+    layers: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +62,13 @@ class Memory:
     """Where a model's bytes are.
 
     ``degraded``: why the arena could not be used (stock allocation then), or an empty string.
+    ``note``: why no GPU is used, or an empty string.
     ``outside``: what lies outside the arena, in bytes, None where the size can not be known.
     """
 
     degraded: str
     outside: dict[str, int | None]
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)

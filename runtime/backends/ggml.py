@@ -89,12 +89,22 @@ class Tensor(C.Structure):
     ]
 
 
+class DeviceContext(C.Structure):
+    """The head of ``ggml_backend_cuda_buffer_context``: all that CUDA's buffer functions read of it.
+
+    Behind it stands a ``std::string`` that nothing reads but the destructor, which never runs on a copy of ours.
+    """
+
+    _fields_: ClassVar = [("device", C.c_int), ("address", PTR), ("name", C.c_char * 64)]
+
+
 class InitParams(C.Structure):
     """``ggml_init_params``."""
 
     _fields_: ClassVar = [("mem_size", C.c_size_t), ("mem_buffer", PTR), ("no_alloc", C.c_bool)]
 
 
+I8 = 24  # GGML_TYPE_I8
 USAGE_ANY, USAGE_WEIGHTS, USAGE_COMPUTE = 0, 1, 2
 CPU_DEVICE = 0
 # Kernels for processors with AMX tiles take memory past the hook.  Worse, compiled by GCC 12 they crash on the first
@@ -109,6 +119,7 @@ CLEAR = C.CFUNCTYPE(None, PTR, C.c_uint8)
 MEMSET = C.CFUNCTYPE(None, PTR, C.POINTER(Tensor), C.c_uint8, C.c_size_t, C.c_size_t)
 GET_NAME = C.CFUNCTYPE(C.c_char_p, PTR)
 GET_SIZE = C.CFUNCTYPE(C.c_size_t, PTR)
+COPY = C.CFUNCTYPE(C.c_bool, PTR, C.POINTER(Tensor), C.POINTER(Tensor))
 
 MISSING: list[str] = []  # functions that this build of ggml has not; `check_layout` reports them
 
@@ -121,6 +132,7 @@ for _name, _result, *_arguments in (
     ("ggml_backend_dev_type", C.c_int, PTR),
     ("ggml_backend_dev_memory", None, PTR, C.POINTER(C.c_size_t), C.POINTER(C.c_size_t)),
     ("ggml_backend_dev_buffer_type", PTR, PTR),
+    ("ggml_backend_dev_host_buffer_type", PTR, PTR),
     ("ggml_backend_dev_by_type", PTR, C.c_int),
     ("ggml_backend_dev_backend_reg", PTR, PTR),
     ("ggml_backend_reg_get_proc_address", PTR, PTR, C.c_char_p),
@@ -251,10 +263,63 @@ def devices() -> list[dict[str, Any]]:
     return found
 
 
+GPU_TYPES = (1, 2)  # ggml's device types: a GPU, and one that shares the host's memory
+
+
+def gpus() -> list[dict[str, Any]]:
+    """Return those of `devices` that are GPUs."""
+    return [device for device in devices() if device["type"] in GPU_TYPES]
+
+
+@cache
+def device(name: str) -> int:
+    """Return the address of a device of ggml.  Raises KeyError if there is none of that name."""
+    start()
+    for index in range(lib.ggml_backend_dev_count()):
+        device = lib.ggml_backend_dev_get(index)
+        if lib.ggml_backend_dev_name(device).decode("utf-8", "replace") == name:
+            return int(device)
+    raise KeyError(name)
+
+
+@cache
+def device_handles(names: tuple[str, ...]) -> Any:
+    """Return a null-terminated list of devices, as ``llama_model_params`` wants it; without names an empty one.
+
+    It lives as long as the process, since the parameters hold its address only.
+    """
+    return (PTR * (len(names) + 1))(*(device(name) for name in names), None)
+
+
+def device_memory(name: str) -> tuple[int, int]:
+    """Return a device's free and total bytes, as its driver tells them now."""
+    free, total = C.c_size_t(), C.c_size_t()
+    lib.ggml_backend_dev_memory(device(name), C.byref(free), C.byref(total))
+    return free.value, total.value
+
+
+@cache
+def buffer_type(place: str) -> int:
+    """Return the address of a place's buffer type, process-wide: ``CPU``, a GPU, or the pinned memory of one.
+
+    Raises KeyError if ggml knows no such place.
+    """
+    start()
+    if place == "CPU":
+        return int(lib.ggml_backend_cpu_buffer_type())
+    for gpu in gpus():
+        handle = device(gpu["name"])
+        if gpu["name"] == place:
+            return int(lib.ggml_backend_dev_buffer_type(handle))
+        pinned = lib.ggml_backend_dev_host_buffer_type(handle)
+        if pinned and lib.ggml_backend_buft_name(pinned).decode() == place:
+            return int(pinned)
+    raise KeyError(place)
+
+
 def cpu_buffer_type() -> int:
     """Address of the CPU's buffer type, process-wide."""
-    start()
-    return int(lib.ggml_backend_cpu_buffer_type())
+    return buffer_type("CPU")
 
 
 def check_layout() -> str:

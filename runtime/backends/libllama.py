@@ -19,17 +19,18 @@ if TYPE_CHECKING:
 
 L = ggml.L
 ENDS_KEY = "arenite.eos_token_ids"
-_NO_DEVICES = (C.c_void_p * 1)(None)  # a list that ends at once
 LONGEST_PIECE = 2048  # bytes that llguidance takes of one token; a longer one it never proposes
 FLASH_TILE = 64  # GGML_FA_TILE_Q: flash attention on the CPU is computed in tiles of so many rows, not below
 DEFAULT_CONTEXT = 512  # for a file that does not say how long its model was trained
 
 
 def model_parameters(options: ModelOptions, *, no_alloc: bool = False) -> Any:
-    """Return ``llama_model_params``; ``no_alloc``: sizes and checks only, no weights."""
+    """Return ``llama_model_params`` of settled options; ``no_alloc``: sizes and checks only, no weights."""
     parameters = L.llama_model_default_params()
-    parameters.n_gpu_layers = 0
-    parameters.devices = C.cast(_NO_DEVICES, C.c_void_p)  # else a CUDA build puts host buffers beside the arena
+    parameters.n_gpu_layers = options.layers
+    # an empty list of devices is not the default, which would put host buffers of CUDA beside the arena
+    parameters.devices = C.cast(ggml.device_handles(options.gpus if options.layers else ()), C.c_void_p)
+    parameters.split_mode = L.LLAMA_SPLIT_MODE_LAYER
     mapped = options.weights == "mapped" and not no_alloc
     parameters.load_mode = L.LLAMA_LOAD_MODE_MMAP if mapped else L.LLAMA_LOAD_MODE_NONE
     parameters.no_alloc = no_alloc
@@ -51,7 +52,8 @@ def context_parameters(options: ModelOptions, threads: int) -> Any:
     on, off = L.LLAMA_FLASH_ATTN_TYPE_ENABLED, L.LLAMA_FLASH_ATTN_TYPE_DISABLED
     parameters.flash_attn_type = on if options.flash_attention else off
     parameters.no_perf = True
-    parameters.op_offload = parameters.offload_kqv = False
+    parameters.op_offload = False
+    parameters.offload_kqv = options.layers > 0 and options.gpu_kv
     return parameters
 
 
@@ -107,16 +109,24 @@ def read_info(model: int, context: int, options: ModelOptions, threads: int) -> 
     if L.llama_model_has_encoder(model) or not L.llama_model_has_decoder(model) or not L.llama_get_memory(context):
         raise UnsupportedModel(f"{options.path} does not generate text (an encoder or embedding model)")
     metadata(model, "general.name")
+    layers = int(L.llama_model_n_layer(model)) + 1
+    on_gpu = min(options.layers, layers)
     return ModelInfo(
         name=options.name, architecture=metadata(model, "general.architecture") or "", vocabulary=vocabulary,
         context=min(int(L.llama_n_ctx_seq(context)), trained), cells=cells, streams=options.streams,
         batch=min(options.batch, int(L.llama_n_batch(context))), threads=threads,
-        device="cpu", chat_template=None if template is None else _utf8(template, "chat template"),
+        device=_device(options, on_gpu, layers),
+        chat_template=None if template is None else _utf8(template, "chat template"),
         start_text=_token_text(model, L.llama_vocab_bos), end_text=_token_text(model, L.llama_vocab_eos),
         parameters=int(L.llama_model_n_params(model)), file_bytes=int(L.llama_model_size(model)),
         slots=options.slots, reuse="whole" if forgets(model) else "any",
-        tile=FLASH_TILE if options.flash_attention and options.kv_type in ("f16", "f32") else 0,
+        tile=FLASH_TILE if options.flash_attention and options.kv_type in ("f16", "f32") and not on_gpu else 0,
+        gpu_layers=on_gpu, layers=layers,
     )
+
+
+def _device(options: ModelOptions, on_gpu: int, layers: int) -> str:
+    return f"{', '.join(options.gpus)} ({on_gpu} of {layers} layers)" if on_gpu else "cpu"
 
 
 def forgets(model: int) -> bool:

@@ -79,13 +79,13 @@ class NullBackend:
     def __init__(self, options: ModelOptions, *, step_s: float = 0.0, end_at: int | None = None) -> None:
         self.info = ModelInfo(
             name=options.name, architecture="null", vocabulary=VOCABULARY, context=options.context,
-            cells=options.context, streams=options.streams, batch=options.batch, threads=1, device="none",
+            cells=options.context, streams=options.streams, batch=options.settled().batch, threads=1, device="none",
             chat_template=None, start_text="", end_text="", parameters=0, file_bytes=0, slots=options.slots,
         )
         self.plan = Plan((), 1)
         self.memory = Memory("", {})
         self.vocabulary = NullVocabulary()
-        size = options.batch
+        size = self.info.batch
         self.batch = StepBatch(
             np.zeros(size, np.int32), np.zeros(size, np.int32), np.zeros(size, np.int32), np.zeros(size, np.int8)
         )

@@ -31,7 +31,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..arena import KV, OUTPUTS, SCRATCH, WEIGHTS, Need
+from ..arena import KV, OUTPUTS, SCRATCH, STAGING, WEIGHTS, Need
 from ..config import NULL_MODEL, ModelOptions
 from ..errors import BadModel, EngineClosed, EngineFailed, ModelNotFound, UnsupportedModel
 from .base import ModelInfo
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 IDLE_S = 5.0
 MAGIC = b"GGUF"
 MAPPED = "mapped weights"
+UPLOAD_BUFFERS = 4 << 20  # bytes of pinned memory through which libllama sends weights to a GPU
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
@@ -94,6 +95,7 @@ class Prober:
         Raises ModelNotFound if there is no such file, BadModel if it is not a sound GGUF that libllama accepts,
         EngineClosed after `close`.
         """
+        options = options if options.batch else options.settled()
         key = (*_identity(options.path), options)
         with self._lock:
             if key not in self._known:
@@ -113,7 +115,7 @@ class Prober:
             raise UnsupportedModel(answer["unsupported"])
         if "reason" in answer:
             raise BadModel(f"{options.path} is not a model that can be run", answer["reason"])
-        needs = tuple(Need(options.name, kind, size) for kind, size in answer["needs"])
+        needs = tuple(Need(options.name, kind, size, place) for kind, size, place in answer["needs"])
         return Report(ModelInfo(**answer["info"]), needs, answer["outside"])
 
     def _talk(self, line: str) -> dict[str, Any] | None:
@@ -254,8 +256,9 @@ def _child(question: dict[str, Any], limits: Limits, answer: int, said: int) -> 
         os.dup2(said, 1)  # the helper's own standard output carries answers and nothing else
         os.dup2(said, 2)  # a native abort speaks on standard error
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-        roof = pages * resource.getpagesize() + limits.address_space
-        resource.setrlimit(resource.RLIMIT_AS, (roof, roof))
+        if not question["options"]["gpus"]:  # CUDA reserves addresses for all memory of the machine and its GPUs
+            roof = pages * resource.getpagesize() + limits.address_space
+            resource.setrlimit(resource.RLIMIT_AS, (roof, roof))
         resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu_s, limits.cpu_s + 1))  # SIGXCPU says why
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         for found in _examine(ModelOptions(**question["options"]), question["threads"], accounts=question["accounts"]):
@@ -289,13 +292,21 @@ def _examine(options: ModelOptions, threads: int, *, accounts: bool) -> Iterator
     yield {"info": asdict(info)}
     if not accounts or not (rows := breakdown(context)):
         return
-    outside = {MAPPED: sum(row.weights for row in rows if row.name == "CPU")} if options.weights == "mapped" else {}
-    needs = [(WEIGHTS, row.weights) for row in rows if not (row.name == "CPU" and options.weights == "mapped")]
-    needs += [(OUTPUTS, 4 * info.vocabulary * (options.slots + 1))]
-    needs += [(KV, row.cache) for row in rows]
-    needs += [(KV, 1)] * (libllama.caches(model) - 1)  # several caches are several buffers, each rounded up
-    needs += [(SCRATCH, row.scratch) for row in rows]
-    yield {"needs": [need for need in needs if need[1]], "outside": outside}
+    hosts = ("CPU", "CPU_REPACK")
+    mapped = options.weights == "mapped"
+    outside = {MAPPED: sum(row.weights for row in rows if row.name == "CPU")} if mapped else {}
+    needs = [(WEIGHTS, row.weights, row.name) for row in rows if not (row.name == "CPU" and mapped)]
+    # libllama puts the output vectors where the device of the output layer likes to write them: pinned memory of a GPU
+    pinned = next((row.name for row in rows if row.name.endswith("_Host")), "CPU")
+    needs += [(OUTPUTS, 4 * info.vocabulary * (options.slots + 1), pinned)]
+    needs += [(KV, row.cache, row.name) for row in rows]
+    needs += [(KV, 1, row.name) for row in rows if row.cache] * (libllama.caches(model) - 1)  # each is rounded up
+    needs += [(SCRATCH, row.scratch, row.name) for row in rows]
+    if pinned != "CPU" and not mapped:  # room that outputs and scratch take only after the weights are there
+        later = sum(size for kind, size, place in needs if place == pinned and kind in (OUTPUTS, SCRATCH))
+        needs += [(STAGING, UPLOAD_BUFFERS - later, pinned)] if later < UPLOAD_BUFFERS else []
+    placed = [(kind, size, "CPU" if place in hosts else place) for kind, size, place in needs if size]
+    yield {"needs": placed, "outside": outside}
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,12 @@ from the `Arena` and builds a ggml buffer object over it::
     ggml --alloc_buffer(size)--> Slab._alloc --> Arena.lease --> ggml_backend_buffer_init(table, context = address)
     ggml --free_buffer(buffer)-> Slab._free  --> Arena.release
 
-On the CPU a buffer's context *is* its data pointer, so with the span's address as context every native function
-(base, clear, set, get, copy) works on the span as it stands and only ``free_buffer`` is ours: ggml asks for the base
-three times per tensor whenever a graph is laid out, and a Python callback there would cost milliseconds.
+The context makes every native function (base, clear, set, get, copy) work on the span as it stands, so that only
+``free_buffer`` is ours (`places`): ggml asks for the base three times per tensor whenever a graph is laid out, and a
+Python callback there would cost milliseconds.
 
-The buffer type is process-wide, hence one slab per process.  Runtimes share it: `acquire` and `release` count them,
-the last one restores ggml's own pointer.  An allocation is let through only if its thread is inside `loading`;
+Buffer types are process-wide, hence one slab per memory and process.  Runtimes share it: `acquire` and `release` count
+them, the last one restores ggml's own pointer.  An allocation is let through only if its thread is inside `loading`;
 any other finds the arena sealed, is refused (ggml sees an out of memory) and counted.
 """
 
@@ -20,59 +20,20 @@ from __future__ import annotations
 
 import ctypes as C  # noqa: N812 - as in the ggml module
 import itertools
-import mmap
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .. import machine
-from ..arena import KV, OUTPUTS, SCRATCH, WEIGHTS, Arena, Plan, Snapshot, Span, aligned
-from ..errors import MACHINE, ArenaBusy, ArenaTooSmall, Error, MemoryPlanError
-from . import ggml
+from ..arena import HOST, KV, OUTPUTS, SCRATCH, WEIGHTS, Arena, Plan, Snapshot, Span, aligned
+from ..errors import ArenaBusy, ArenaTooSmall, Error, MemoryPlanError
+from . import ggml, places
+from .places import ALIGNMENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 UNCLASSIFIED = "loading"
-HUGE_PAGE = 2 << 20
-ALIGNMENT = 4096
-_MADV_POPULATE_WRITE = 23  # Linux 5.14; Python's mmap has no name for it
-
-
-def room() -> int:
-    """Bytes of the largest slab that this machine has memory for now."""
-    return max(0, machine.available_memory() - HUGE_PAGE)
-
-
-class _Memory:
-    """Anonymous memory, huge pages where the kernel gives them, every page present before it is used."""
-
-    def __init__(self, size: int) -> None:
-        length, available = size + HUGE_PAGE, room()
-        if size > available:
-            raise ArenaTooSmall(size, available, {"arena": size}, MACHINE)
-        try:
-            self._map = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        except OSError:
-            raise ArenaTooSmall(size, available, {"arena": size}, MACHINE) from None
-        self._window = (C.c_char * length).from_buffer(self._map)
-        self.address = aligned(C.addressof(self._window), HUGE_PAGE)
-        try:
-            self._map.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:
-            self.huge_pages = False
-        else:
-            self.huge_pages = True
-        try:
-            self._map.madvise(_MADV_POPULATE_WRITE)
-        except OSError:
-            C.memset(self.address, 0, size)
-        self.locked = C.CDLL(None).mlock(C.c_void_p(self.address), C.c_size_t(size)) == 0  # as far as the limit allows
-
-    def close(self) -> None:
-        del self._window
-        self._map.close()
 
 
 @dataclass(slots=True)
@@ -84,21 +45,22 @@ class _Loading:
 
 
 class Slab:
-    """One slab of ``size`` bytes, installed beneath ggml's CPU buffer type until `close`.
+    """One slab of ``size`` bytes, installed beneath the buffer type of a memory (``place``) until `close`.
 
     Any thread may allocate through ggml, so a lock guards the arithmetic; nothing else happens under it.
     """
 
-    def __init__(self, size: int) -> None:
-        self._memory = _Memory(aligned(size, ALIGNMENT))
+    def __init__(self, size: int, place: str = HOST) -> None:
+        self.place = place
+        self._memory = places.memory(place, aligned(size, ALIGNMENT))
         self._arena = Arena(aligned(size, ALIGNMENT), alignment=ALIGNMENT)
         self._lock = threading.Lock()
         self._spans: dict[int, Span] = {}  # address of ggml's buffer object -> its span
         self._loading: dict[int, _Loading] = {}  # thread -> what it loads
-        self._type = ggml.BufferType.from_address(ggml.cpu_buffer_type())
+        self._type = ggml.BufferType.from_address(ggml.buffer_type(place))
         self._original = self._type.iface.alloc_buffer
         self._stock = C.cast(self._original, ggml.ALLOC)
-        self._table = _cpu_table(self._stock)
+        self._table = self._memory.table()
         self._callbacks = ggml.ALLOC(self._alloc), ggml.FREE(self._free)  # referenced: C holds their addresses
         self._table.free_buffer = C.cast(self._callbacks[1], ggml.PTR).value
         self._type.iface.alloc_buffer = C.cast(self._callbacks[0], ggml.PTR).value
@@ -211,53 +173,47 @@ class Slab:
                     state.refused = error
                 return None
             address = self._memory.address + span.offset
-            buffer = ggml.lib.ggml_backend_buffer_init(buffer_type, self._table, address, size)
+            context = self._memory.context(address)
+            buffer = ggml.lib.ggml_backend_buffer_init(buffer_type, self._table, context, size)
             self._spans[buffer] = span
         return int(buffer)
 
     def _free(self, buffer: int) -> None:
         with self._lock:
+            self._memory.forget(ggml.Buffer.from_address(buffer).context)
             self._arena.release(self._spans.pop(buffer))
 
 
-def _cpu_table(stock: object) -> ggml.BufferInterface:
-    """Return a copy of the CPU's buffer functions, taken from a small real buffer."""
-    buffer = stock(ggml.cpu_buffer_type(), 64)  # type: ignore[operator]
-    table = ggml.BufferInterface.from_buffer_copy(ggml.Buffer.from_address(buffer).iface)
-    ggml.lib.ggml_backend_buffer_free(buffer)
-    return table
-
-
 class _Owner:
-    """Who holds the process's one slab.  ggml's pointer is process-wide, and so, of necessity, is this."""
+    """Who holds the process's slabs, one per memory.  ggml's pointers are process-wide; so, of necessity, is this."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._slab: Slab | None = None
+        self._slabs: dict[str, Slab] = {}
 
     def check_layout(self) -> str:
         """Return what does not fit, see `ggml.check_layout`; an installed slab has passed already."""
         with self._lock:
-            return "" if self._slab is not None else ggml.check_layout()
+            return "" if HOST in self._slabs else ggml.check_layout()
 
-    def acquire(self, size: int) -> Slab:
-        """Return the process's slab, made with ``size`` bytes if there is none; counts one more user."""
+    def acquire(self, size: int, place: str = HOST) -> Slab:
+        """Return the process's slab in a memory, made with ``size`` bytes if there is none; counts one more user."""
         with self._lock:
-            if self._slab is None:
-                self._slab = Slab(size)
-            self._slab.users += 1
-            return self._slab
+            if place not in self._slabs:
+                self._slabs[place] = Slab(size, place)
+            self._slabs[place].users += 1
+            return self._slabs[place]
 
-    def join(self) -> Slab | None:
-        """Return the slab that somebody holds, if any, and count one more user."""
+    def join(self, place: str = HOST) -> Slab | None:
+        """Return the slab that somebody holds there, if any, and count one more user."""
         with self._lock:
-            if self._slab is not None:
-                self._slab.users += 1
-            return self._slab
+            if slab := self._slabs.get(place):
+                slab.users += 1
+            return slab
 
-    def current(self) -> Slab | None:
-        """Return the slab that somebody holds, if any."""
-        return self._slab
+    def current(self, place: str = HOST) -> Slab | None:
+        """Return the slab that somebody holds there, if any."""
+        return self._slabs.get(place)
 
     def release(self, slab: Slab) -> None:
         """Count one user less; the last one out restores ggml's allocator and returns the memory.
@@ -268,7 +224,7 @@ class _Owner:
             slab.users -= 1
             if slab.users == 0:
                 slab.close()
-                self._slab = None
+                del self._slabs[slab.place]
 
 
 OWNER = _Owner()
