@@ -86,6 +86,9 @@ SHAPES = {
     "1B": Shape(  # Llama-3.2-1B
         hidden=2048, layers=16, heads=32, kv_heads=8, ffn=8192, vocab=128256, context=32768, rope_theta=5e5,
     ),
+    "8B": Shape(  # Llama-3.1-8B
+        hidden=4096, layers=32, heads=32, kv_heads=8, ffn=14336, vocab=128256, context=32768, rope_theta=5e5,
+    ),
 }
 
 

@@ -76,8 +76,8 @@ class Bench:
     """Both loops over one model, loaded side by side."""
 
     def __init__(self, options: ModelOptions, arena: str, tokens: int) -> None:
+        options = _settle(options)
         self.options, self.tokens, self._asked = options, tokens, 0
-        _examine(options)
         self.raw = RawLoop(options)
         self.recorder = _Recorder()
         self.engine = Engine(lambda: Loader(arena), self.recorder)
@@ -122,11 +122,14 @@ class Bench:
         return [(7 * i + 13 * number + 5 + self._asked) % self.info.vocabulary for i in range(PROMPT_TOKENS)]
 
 
-def _examine(options: ModelOptions) -> None:
-    """Have the file examined as every other first load does; the raw loop itself trusts it."""
+def _settle(options: ModelOptions) -> ModelOptions:
+    """Have the file examined as every other first load does, since the raw loop trusts it, and its layers placed.
+
+    Both loops then get the same layers; on a GPU both must fit.
+    """
     loader = Loader("auto")
     try:
-        loader.plan(options)
+        return loader.settle(options)
     finally:
         loader.close()
 

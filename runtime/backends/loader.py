@@ -69,6 +69,10 @@ class Loader:
         """
         return _plan(self._place(options)[1])
 
+    def settle(self, options: ModelOptions) -> ModelOptions:
+        """Return the options as `load` would use them: layers, GPUs and batch decided.  Raises as `plan` does."""
+        return self._place(options)[0]
+
     def load(self, options: ModelOptions) -> Backend:
         """Return the loaded, warmed-up and sealed backend; on any error nothing of it is left.
 

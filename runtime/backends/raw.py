@@ -28,7 +28,7 @@ class RawLoop:
     """
 
     def __init__(self, options: ModelOptions) -> None:
-        options = options.settled()
+        options = options if options.batch else options.settled()
         threads = options.threads or machine.usable_cores()
         self._model = libllama.open_model(options)
         self._context = libllama.open_context(self._model, options, threads)
