@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +51,14 @@ class Task:
     @property
     def on_device(self) -> dict[str, Any]:
         """Settings that put a whole model there."""
-        return {"gpu_layers": 0} if self.device == "CPU" else {"gpu_layers": "all", "gpus": (self.device,)}
+        if self.device == "CPU":
+            return {"gpu_layers": 0}
+        return {"gpu_layers": "all", "gpus": (self.device,), "flash_attention": self.flash}
+
+    @property
+    def flash(self) -> bool:
+        """Whether CUDA has a kernel of flash attention for the shape's heads; 260k and 15M have unusual ones."""
+        return self.shape not in ("260k", "15M")
 
     @property
     def path(self) -> Path:
@@ -75,10 +82,12 @@ def tokens(task: Task) -> list[Row]:
     said = []
     for settings in ({"gpu_layers": 0}, task.on_device):
         with Runtime() as runtime:
-            model = runtime.load(path, context=512, streams=2, **EXACT, **settings)
+            model = runtime.load(path, context=512, streams=2, **{**settings, **EXACT})
             said.append(model.generate(prompt, max_tokens=n, ignore_end=True).tokens)
     same = sum(a == b for a, b in zip(*said, strict=True))
-    found = [row(f"tokens equal to the CPU's, {name} f32", f"{same} of {n}", "all", ok=same == n)]
+    counts = name == "stories260k"  # a random model says the same token for ever, whatever goes wrong
+    found = [row(f"tokens equal to the CPU's, {name} f32", f"{same} of {n}", "all" if counts else "",
+                 ok=same == n if counts else None)]
     asked = 8 if task.small else 48
     cpu, other = (_logits(task.path, settings, asked) for settings in ({"gpu_layers": 0}, task.on_device))
     difference = float(np.sqrt(np.mean((cpu - other) ** 2)) / np.std(cpu))
@@ -156,6 +165,7 @@ def streams(task: Task) -> list[Row]:
     """Run `arenite bench`: T1, and 1 to 64 streams."""
     counts = "1,4" if task.small else "1,4,16,64"
     where = ["--gpu-layers", "0"] if task.device == "CPU" else ["--gpu-layers", "all", "--gpus", task.device]
+    where += [] if task.flash else ["--no-flash-attention"]
     done = subprocess.run(
         [sys.executable, "-m", "arenite", "bench", str(task.path), "--streams", counts, "--json", *where,
          "--repeats", "1" if task.small else "5", "--tokens", "8" if task.small else "64"],
@@ -203,10 +213,10 @@ def speed(task: Task) -> list[Row]:
 def loads(task: Task) -> list[Row]:
     """Load, use and unload a model many times and look at the driver's memory figure."""
     cycles, free = 4 if task.small else 200, []
-    path = random_model("15M" if not task.small else "260k", "q4_0")
+    task = replace(task, shape="260k" if task.small else "15M")
     with Runtime() as runtime:
         for _ in range(cycles):
-            model = runtime.load(path, context=512, streams=2, **task.on_device)
+            model = runtime.load(task.path, context=512, streams=2, **task.on_device)
             model.generate([1, 2, 3], max_tokens=4, ignore_end=True)
             model.close()
             free.append(task.free())

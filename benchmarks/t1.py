@@ -6,6 +6,7 @@ converted, and measured by ``arenite bench``, which runs a raw llama.cpp loop an
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,8 +26,11 @@ def model(shape: str, kind: str) -> Path:
     if not path.exists():
         checkpoint = FOLDER / f"random-{shape}"
         if not (checkpoint / "model.safetensors").exists():
+            fresh = FOLDER / f"random-{shape}.partial"  # a name that nobody looks for, until it is whole
             with byte_progress(f"making {shape}", 2 * SHAPES[shape].parameters()) as progress:
-                make(shape, checkpoint, progress=progress)
+                make(shape, fresh, progress=progress)
+            shutil.rmtree(checkpoint, ignore_errors=True)
+            fresh.rename(checkpoint)
         convert(checkpoint, path, type=kind)
     return path
 

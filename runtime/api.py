@@ -8,9 +8,9 @@ import threading
 import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any, Self, SupportsIndex
+from typing import TYPE_CHECKING, Any, Self, SupportsIndex, cast
 
-from . import chat
+from . import chat, remote
 from .backends.loader import Loader
 from .config import ModelOptions
 from .engine import Engine
@@ -54,16 +54,25 @@ class Runtime:
     ``arena``: bytes, ``2GiB``, ``80%`` of the machine's memory, or ``auto``: as much as the first model needs.
     ``gpu_arena``: the same of each GPU that ggml sees.
     ``limit``: requests that may be unfinished at a time.
+    ``isolated``: the engine runs in a process of its own.  If that dies, another goes on with every answer where it
+    stood: what was given is never changed, repeated or lost (`remote`).
 
     Raises ConfigError for a size that is none and ArenaTooSmall if the machine has not that much.  A second Runtime
     of the same process shares the arena of the first: loading raises ArenaBusy if its plan does not fit beside it.
     """
 
-    def __init__(self, arena: str | int = "auto", *, gpu_arena: str | int = "auto", limit: int = 1024) -> None:
+    def __init__(
+        self, arena: str | int = "auto", *, gpu_arena: str | int = "auto", limit: int = 1024, isolated: bool = False
+    ) -> None:
         self._tickets: dict[int, Ticket] = {}
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
             raise ConfigError(f"limit is {limit!r}: give a whole number of at least 1")
-        self._engine = Engine(lambda: Loader(arena, gpu_arena), _Dispatch(self._tickets), limit=limit)
+        _check_flags(isolated=isolated)
+        dispatch = _Dispatch(self._tickets)
+        self._engine = (  # of one interface
+            cast("Engine", remote.Engine(arena, gpu_arena, dispatch, limit=limit)) if isolated
+            else Engine(lambda: Loader(arena, gpu_arena), dispatch, limit=limit)
+        )
         self._finalizer = weakref.finalize(self, _abandon, self._engine)
 
     def load(self, path: str | os.PathLike[str], **settings: Any) -> Model:

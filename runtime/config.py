@@ -47,8 +47,9 @@ class ModelOptions:
     ``gpu_layers``        how many layers, the last ones first, lie on a GPU: a number, ``all``, or ``auto``: as many as
                           fit beside keys, values and scratch.  The output counts as one more layer
     ``gpu_kv``            keys and values of layers on a GPU lie there, too
-    ``gpus``              ggml's names of the GPUs to use; several share the layers in proportion to their free memory.
-                          Empty: the first that ggml sees
+    ``gpus``              ggml's names of the GPUs to use, the main one first; several share the layers.  Empty: the
+                          first that ggml sees
+    ``gpu_split``         the share of the layers that each of them gets; empty: in proportion to their free memory
     ``require_gpu``       refuse (NoGPU) rather than compute any layer on the CPU
     ``forced_tokens``     tokens that a form leaves no choice about are appended without computing them one by one
     ``weights``           ``arena``: copied into the arena, so that no step waits for the disk;
@@ -74,6 +75,7 @@ class ModelOptions:
     gpu_layers: int | Literal["auto", "all"] = "auto"
     gpu_kv: bool = True
     gpus: tuple[str, ...] = ()
+    gpu_split: tuple[float, ...] = ()
     require_gpu: bool = False
 
     def __post_init__(self) -> None:
@@ -94,13 +96,7 @@ class ModelOptions:
             raise ConfigError("host_cache can not be auto: give a size, or 0 for none")
         _one_of("kv_type", self.kv_type, KV_TYPES)
         _one_of("weights", self.weights, ("arena", "mapped"))
-        if self.gpu_layers not in ("auto", "all"):
-            _between("gpu_layers", self.gpu_layers, 0, 1 << 16)  # type: ignore[arg-type]
-        if self.require_gpu and self.gpu_layers == 0:
-            raise ConfigError("require_gpu with gpu_layers 0 contradicts itself: leave one of them out")
-        if isinstance(self.gpus, str) or not all(isinstance(name, str) for name in self.gpus):
-            raise ConfigError(f"gpus is {self.gpus!r}: give a list of names such as CUDA0; `arenite doctor` shows them")
-        object.__setattr__(self, "gpus", tuple(self.gpus))
+        self._check_gpu()
         rows = self.slots if self.deterministic else self.streams
         if 0 < self.batch < rows:
             raise ConfigError(f"batch {self.batch} is smaller than streams {rows}: each stream needs one token")
@@ -109,10 +105,31 @@ class ModelOptions:
         if not self.name:
             object.__setattr__(self, "name", "null" if self.path == NULL_MODEL else Path(self.path).stem)
 
-    def settled(self, gpus: tuple[str, ...] = (), layers: int = 0) -> Self:
+    def _check_gpu(self) -> None:
+        layers = self.gpu_layers
+        if isinstance(layers, bool) or not (layers in ("auto", "all") or (isinstance(layers, int) and layers >= 0)):
+            raise ConfigError(f"gpu_layers is {layers!r}: give auto, all, or a number of layers")
+        if self.require_gpu and layers == 0:
+            raise ConfigError("require_gpu with gpu_layers 0 contradicts itself: leave one of them out")
+        names, shares = self.gpus, self.gpu_split
+        if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+            raise ConfigError(f"gpus is {names!r}: give a list of names such as CUDA0; `arenite doctor` shows them")
+        if len(set(names)) < len(names):
+            raise ConfigError(f"gpus is {names!r}: name each GPU once")
+        if not isinstance(shares, (list, tuple)):
+            raise ConfigError(f"gpu_split is {shares!r}: give a list of numbers, one for each of gpus")
+        for share in shares:
+            _number("gpu_split", share, 0.0, 1e15)
+        if shares and (len(shares) != len(names) or not sum(shares)):
+            raise ConfigError(f"gpu_split is {shares!r}: give one number for each of gpus, not all of them zero")
+        object.__setattr__(self, "gpus", tuple(names))
+        object.__setattr__(self, "gpu_split", tuple(shares))
+
+    def settled(self, gpus: tuple[str, ...] = (), layers: int = 0, split: tuple[float, ...] = ()) -> Self:
         """Return the options with nothing left open: ``layers`` on these GPUs, and a batch for what computes."""
         batch = self.batch or max(GPU_BATCH if layers else CPU_BATCH, self.slots)
-        return replace(self, batch=batch, gpus=gpus if layers else (), gpu_layers=layers, require_gpu=False)
+        gpus, split = (gpus, split) if layers else ((), ())
+        return replace(self, batch=batch, gpus=gpus, gpu_split=split, gpu_layers=layers, require_gpu=False)
 
     @property
     def layers(self) -> int:

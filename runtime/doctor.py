@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -19,7 +20,7 @@ from .backends import ggml, places
 from .backends.loader import Loader
 from .config import ModelOptions
 from .console import print_json, stdout
-from .errors import BadModel, ModelError
+from .errors import ArenaTooSmall, BadModel, ModelError
 from .sizes import format_size
 
 State = Literal["ok", "note", "fail"]
@@ -132,12 +133,17 @@ def _gpu() -> Finding:
     if not gpus:
         advice = "check nvidia-smi and the rights on /dev/nvidia*" if driver else "install the driver of the GPU"
         return Finding("GPU", "note", f"llama-cpp-python is built for one, the driver shows none; {seen}", advice)
-    if problem := next(filter(None, map(places.check_device, (gpu["name"] for gpu in gpus))), ""):
+    built = " ".join(re.findall(r"CUDA : ([^|]*\|?[^|]*)", ggml.L.llama_print_system_info().decode()))
+    try:
+        problem = next(filter(None, map(places.check_device, (gpu["name"] for gpu in gpus))), "")
+    except ArenaTooSmall as error:
+        return Finding("GPU", "fail", str(error), "see nvidia-smi: another process has taken the memory")
+    if problem:
         return Finding("GPU", "fail", problem, f"pip install llama-cpp-python=={ggml.VERSION}, built with CUDA")
     return Finding("GPU", "ok", "; ".join(
         f"{gpu['name']}: {gpu['description']}, {format_size(gpu['free_bytes'])} free, the arena's pieces work"
         for gpu in gpus
-    ))
+    ) + f"; llama-cpp-python is built for {built.strip() or 'an unknown architecture'}")
 
 
 def _driver() -> str:

@@ -111,12 +111,16 @@ class Engine:
         """Return a number that no request had yet."""
         return next(self._tickets)
 
-    def submit(self, ticket: int, model: int, request: Request) -> None:
-        """Hand a request over.  Raises Busy when too many are unfinished, EngineClosed after `close`."""
+    def submit(self, ticket: int, model: int, request: Request, submitted: float | None = None) -> None:
+        """Hand a request over, submitted at that `time.perf_counter` (default: now).
+
+        Raises Busy when too many are unfinished, EngineClosed after `close`.
+        """
         if not self._room.acquire(blocking=False):
             raise Busy("too many requests are unfinished", self._retry_ms)
         try:
-            self._post(_Submit(ticket, model, request, time.perf_counter()))
+            at = time.perf_counter() if submitted is None else submitted
+            self._post(_Submit(ticket, model, request, at))
         except EngineError:
             self._room.release()
             raise
@@ -146,6 +150,10 @@ class Engine:
     def unload(self, model: int) -> None:
         """End a model's requests with EngineClosed and free it.  An unknown number is ignored: it is gone already."""
         self._call(lambda: self._unload(model))
+
+    def ping(self) -> None:
+        """Return when the engine's thread is between two steps."""
+        self._call(lambda: None)
 
     def status(self) -> Status:
         """Return a frozen picture of everything."""

@@ -46,10 +46,11 @@ class Error(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Let an error cross a process border, and be copied: each waiter raises a copy with a traceback of its own."""
-        return _restore, (type(self), str(self), dict(self.__dict__))
+        return restore_error, (type(self), str(self), dict(self.__dict__))
 
 
-def _restore(kind: type[Error], message: str, fields: dict[str, Any]) -> Error:
+def restore_error(kind: type[Error], message: str, fields: dict[str, Any]) -> Error:
+    """Make an error again from what `Error.__reduce__` gave."""
     error = kind.__new__(kind, message)
     error.args = (message,)
     error.__dict__.update(fields)

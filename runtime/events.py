@@ -56,12 +56,14 @@ class Progress:
     """``tokens`` were committed and ``text`` (never half a character) may be shown.
 
     ``logprobs``: one per token where the request asked for them; tokens that a form forced have none.
+    ``draws``: random numbers that the answer has taken so far.
     """
 
     ticket: int
     tokens: tuple[int, ...]
     text: str
     logprobs: tuple[TokenLogprob | None, ...] = ()
+    draws: int = 0
 
 
 @dataclass(frozen=True, slots=True)

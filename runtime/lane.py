@@ -66,6 +66,7 @@ class Lane:
         """Queue a request that was submitted at that `time.perf_counter`; false if it is refused."""
         try:
             sequence = Sequence.begin(ticket, request, submitted)
+            self._replay(sequence)
             self._check_deadline(sequence)
             self._take_key(sequence)
             self.scheduler.add(sequence)
@@ -78,7 +79,23 @@ class Lane:
         self._next_due = min(self._next_due, sequence.due)
         self.counters.requests += 1
         self.events.append(Accepted(ticket))
+        if sequence.request.resume is not None and (reason := self._over(sequence)):
+            self._finish(sequence, reason)
+            return False
         return True
+
+    def _replay(self, sequence: Sequence) -> None:
+        """Bring the text of a resumed answer to where it stood; what was shown then is not shown again."""
+        if (said := sequence.request.resume) is not None:
+            for token in said.tokens:
+                sequence.text.push(self.backend.vocabulary.piece(token))
+
+    def _over(self, sequence: Sequence) -> Reason | None:
+        """Return why an answer can not go on, None if it can."""
+        if sequence.text.stopped:
+            return "stop"
+        full = len(sequence.tokens) >= self.scheduler.context
+        return "length" if full or sequence.answer_length == sequence.request.max_tokens else None
 
     def _check_deadline(self, sequence: Sequence) -> None:
         deadline = sequence.request.deadline
@@ -112,6 +129,8 @@ class Lane:
         sequence.compiling = False
         try:
             sequence.matcher = grammar.matcher()
+            if (said := sequence.request.resume) is not None:
+                sequence.matcher.accept(said.tokens)
             self._force(sequence)
         except EngineError as error:
             self._fail(sequence, error)
@@ -232,17 +251,15 @@ class Lane:
             sequence.append(token, now)
             taken += 1
             text += sequence.text.push(self.backend.vocabulary.piece(token))
-            if sequence.text.stopped:
-                reason = "stop"
-            elif len(sequence.tokens) >= self.scheduler.context or sequence.answer_length == request.max_tokens:
-                reason = "length"
+            reason = self._over(sequence)
             if reason:
                 break
         self.counters.answer_tokens += taken
         if taken:
             if request.sampling.logprobs is None:
                 logprobs = ()
-            self.events.append(Progress(sequence.ticket, tokens[:taken], text, logprobs[:taken]))
+            draws = sequence.sampler.draws
+            self.events.append(Progress(sequence.ticket, tokens[:taken], text, logprobs[:taken], draws))
         if reason:
             self._finish(sequence, reason)
 
@@ -250,7 +267,7 @@ class Lane:
 
     def _finish(self, sequence: Sequence, reason: Reason) -> None:
         if rest := sequence.text.finish():
-            self.events.append(Progress(sequence.ticket, (), rest))
+            self.events.append(Progress(sequence.ticket, (), rest, draws=sequence.sampler.draws))
         usage = sequence.usage(self.clock())
         self.counters.cached_tokens += usage.cached_tokens
         self._service_s += FOLLOW * (usage.total_s - self._service_s)

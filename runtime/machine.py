@@ -98,6 +98,15 @@ def resident_memory() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def process_facts(pid: int) -> tuple[int, int]:
+    """Return the bytes of a process that are in memory now, and its threads; zeros if it is gone."""
+    try:
+        process = psutil.Process(pid)
+        return int(process.memory_info().rss), int(process.num_threads())
+    except psutil.Error:
+        return 0, 0
+
+
 def describe() -> str:
     """Return the machine in words, as it stands beside measured figures: ``2 cores (x86_64, AVX-512), 24 GiB``."""
     try:

@@ -146,6 +146,14 @@ GREEDY = Sampling()
 
 
 @dataclass(frozen=True, slots=True)
+class Resume:
+    """The beginning of an answer that another engine gave, and how many random numbers it had drawn for it."""
+
+    tokens: tuple[int, ...] = ()
+    draws: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One prompt, as tokens, and how to answer it.
 
@@ -157,6 +165,7 @@ class Request:
     ``key``          requests with the same key are about the same thing, and ``policy`` says what a new one does to
                      unfinished ones: ``latest`` ends them, ``queue`` waits for them, ``reject`` gives way to them
     ``form``         what the answer must look like
+    ``resume``       what has been answered already; it counts for ``max_tokens`` and is not sent again
     """
 
     tokens: tuple[int, ...]
@@ -169,6 +178,7 @@ class Request:
     key: str | None = None
     policy: Policy = "queue"
     form: Form | None = None
+    resume: Resume | None = None
 
     def __post_init__(self) -> None:
         if not self.tokens:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from .errors import EngineFailed
 from .events import Usage
-from .request import PRIORITIES, Request
+from .request import PRIORITIES, Request, Resume
 from .sampling import Sampler
 from .text import TextAssembler
 
@@ -86,8 +86,10 @@ class Sequence:
     def begin(cls, ticket: int, request: Request, submitted: float | None = None) -> Sequence:
         """Make the record of a request that was submitted at that `time.perf_counter` (default: now)."""
         at = time.perf_counter() if submitted is None else submitted
+        said = request.resume or Resume()
         return cls(
-            ticket, request, list(request.tokens), Sampler(request.sampling), TextAssembler(request.stop), at, at,
+            ticket, request, [*request.tokens, *said.tokens], Sampler(request.sampling, said.draws),
+            TextAssembler(request.stop), at, at,
             rank=PRIORITIES.index(request.priority),
             due=NEVER if request.deadline is None else at + request.deadline,
             compiling=request.form is not None,
@@ -136,5 +138,5 @@ class Sequence:
         first = self.first_token if self.first_token is not None else now
         return Usage(
             self.prompt_length, self.answer_length, first - self.submitted, now - self.submitted,
-            self.sampler.seed, self.sampler.draws, self.cached,
+            self.sampler.seed, self.sampler.draws, min(self.cached, self.prompt_length),
         )

@@ -79,12 +79,31 @@ class DeviceStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """The engine's own process, where it has one.
+
+    ``pid``: None while none runs.  ``rss_bytes``, ``threads``: of the process.  ``restarts``: how often it was
+    replaced.
+    ``unfinished`` requests take ``journal_bytes`` of ``journal_limit``.
+    """
+
+    pid: int | None
+    rss_bytes: int
+    threads: int
+    restarts: int
+    unfinished: int
+    journal_bytes: int
+    journal_limit: int
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """A runtime at one moment.
 
     ``arena`` is None before the first model of an ``auto`` arena and in degraded mode.
     ``huge_pages``, ``locked``: how the kernel backs the arena; a locked one is never swapped out.
     ``devices``: the GPUs, used or not.  ``arenas``: the slabs outside the host's ordinary memory, by their place.
+    ``engine``: the engine's process, None where it has none of its own.
     ``counted``: whether every allocation goes by the arena.
     ``allocations_after_seal`` counts refused allocations; None where they are not counted.
     """
@@ -99,6 +118,7 @@ class Status:
     devices: tuple[DeviceStatus, ...] = ()
     arenas: Mapping[str, Snapshot] = field(default_factory=dict)
     counted: bool = True
+    engine: EngineStatus | None = None
 
     @property
     def allocations_after_seal(self) -> int | None:

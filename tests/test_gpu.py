@@ -51,7 +51,9 @@ def test_a_gpu_that_is_asked_for_and_not_there_is_refused_with_advice(tiny: str,
 
 @pytest.mark.parametrize("settings", [
     {"gpu_layers": -1}, {"gpu_layers": "some"}, {"gpu_layers": True}, {"gpus": "CUDA0"}, {"gpu_kv": 1},
-    {"require_gpu": True, "gpu_layers": 0}, {"require_gpu": "yes"},
+    {"require_gpu": True, "gpu_layers": 0}, {"require_gpu": "yes"}, {"gpus": None}, {"gpus": 5},
+    {"gpus": ["CUDA0", "CUDA0"]}, {"gpu_split": [1, 1]}, {"gpus": ["CUDA0"], "gpu_split": [float("nan")]},
+    {"gpus": ["CUDA0"], "gpu_split": [0]}, {"gpu_split": 3},
 ])
 def test_settings_that_mean_nothing_are_refused(tiny: str, settings: dict[str, object]) -> None:
     with arenite.Runtime() as runtime, pytest.raises(ConfigError):
@@ -63,9 +65,11 @@ def test_settings_that_mean_nothing_are_refused(tiny: str, settings: dict[str, o
 LOAD = """
 settings = json.loads(sys.argv[2])
 with arenite.Runtime(**settings.pop("runtime", {})) as runtime:
-    model = runtime.load(sys.argv[1], context=512, streams=4, threads=1, **settings)
+    settings = {"context": 512, "flash_attention": False, **settings}  # CUDA has no kernel of it for so small heads
+    prompt = settings.pop("prompt", 3)
+    model = runtime.load(sys.argv[1], streams=4, threads=1, **settings)
     before = fake.fake_cuda_allocations()
-    tickets = [model.submit([1, 2, 3 + n], max_tokens=40, ignore_end=True) for n in range(8)]
+    tickets = [model.submit([1, 2, 3 + n] + [9] * (prompt - 3), max_tokens=40, ignore_end=True) for n in range(8)]
     tokens = sum(ticket.result().usage.answer_tokens for ticket in tickets)
     serving = fake.fake_cuda_allocations() - before
     status = runtime.status()
@@ -100,8 +104,32 @@ def test_every_buffer_of_cuda_lies_where_it_was_planned_and_serving_allocates_no
         assert leased == size - -(-staged // 4096) * 4096, "nothing is left free but what only loading needed"
     assert sorted(found["kinds"]["CUDA0"]) == ["kv", "scratch", "weights"]
     assert "outputs" in found["kinds"]["CUDA_Host"]
-    outside = found["outside"]["CUDA0 context and scratch pools"]
+    assert found["note"] == ""
+    outside = found["outside"]["CUDA0 scratch pools and workspaces"]
     assert found["taken"] == pytest.approx(found["places"]["CUDA0"][0] + outside, abs=8192)
+
+
+@needs_fake_gpu
+def test_deep_prompts_allocate_nothing_either(fake: Path, tiny: str) -> None:
+    """Without flash attention ggml's scratch pool grows with the depth of a step."""
+    found = run_on_fake_gpu(fake, LOAD, tiny, json.dumps({"context": 2048, "batch": 64, "prompt": 200}))
+    assert (found["serving"], found["sealed"], found["state"]) == (0, 0, "ready")
+
+
+@needs_fake_gpu
+def test_what_a_gpu_has_no_kernel_for_is_not_silently_left_to_the_cpu(fake: Path, tiny: str) -> None:
+    found = run_on_fake_gpu(fake, LOAD, tiny, json.dumps({"flash_attention": True}))
+    assert "no kernel" in found["note"]
+    assert "flash_attention False" in found["note"]
+
+
+@needs_fake_gpu
+def test_mapped_weights_stay_in_the_page_cache(fake: Path, tiny: str) -> None:
+    found = run_on_fake_gpu(fake, LOAD, tiny, json.dumps({"weights": "mapped"}))
+    size, leased = found["places"]["CUDA_Host"]
+    assert size == leased
+    assert found["outside"]["mapped weights"] > 0
+    assert (found["serving"], found["left"]) == (0, 0)
 
 
 @needs_fake_gpu
@@ -132,6 +160,8 @@ def test_auto_takes_as_many_layers_as_fit_and_says_what_would_make_the_rest_fit(
     ({"gpu_layers": "all"}, {"FAKE_CUDA_BYTES": str(513 << 20)}),
     ({"require_gpu": True}, {"FAKE_CUDA_NONE": "1"}),
     ({"gpus": ["CUDA7"]}, {}),
+    ({"require_gpu": True, "gpu_layers": 1}, {}),
+    ({"require_gpu": True, "flash_attention": True}, {}),
 ])
 def test_what_can_not_be_had_is_refused_and_nothing_stays(
     fake: Path, tiny: str, settings: dict[str, object], environment: dict[str, str]
@@ -140,7 +170,8 @@ def test_what_can_not_be_had_is_refused_and_nothing_stays(
 from arenite.runtime.errors import NoGPU
 with arenite.Runtime() as runtime:
     try:
-        runtime.load(sys.argv[1], context=512, streams=4, threads=1, **json.loads(sys.argv[2]))
+        settings = {"flash_attention": False, **json.loads(sys.argv[2])}
+        runtime.load(sys.argv[1], context=512, streams=4, threads=1, **settings)
         error = ""
     except NoGPU as refused:
         error = str(refused)
@@ -148,7 +179,7 @@ with arenite.Runtime() as runtime:
 say(error=error, after=after, left=fake.fake_cuda_bytes())
 """
     found = run_on_fake_gpu(fake, program, tiny, json.dumps(settings), **environment)
-    assert "CUDA" in found["error"] or "GPU" in found["error"]
+    assert "CUDA" in found["error"] or "GPU" in found["error"] or "CPU" in found["error"]
     assert found["after"] == "cpu"
     assert found["left"] == 0
 
@@ -168,16 +199,18 @@ with arenite.Runtime(gpu_arena="1MiB") as runtime:
             errors.append(runtime.load(sys.argv[1], context=512, streams=4, threads=1, **settings).info.device)
         except (NoGPU, ArenaTooSmall) as error:
             errors.append(str(error))
-try:
-    arenite.Runtime(gpu_arena="900GiB")
-except ArenaTooSmall as error:
-    errors.append(str(error))
+for size in ("900GiB", "99.9%"):
+    try:
+        arenite.Runtime(gpu_arena=size)
+    except ArenaTooSmall as error:
+        errors.append(str(error))
 say(taken=taken, errors=errors, left=fake.fake_cuda_bytes())
 """
     found = run_on_fake_gpu(fake, program, tiny)
     assert found["taken"] >= 1 << 20
     assert "CUDA0" in found["errors"][1]
     assert "CUDA0" in found["errors"][2]
+    assert "less 512.0 MiB for CUDA" in found["errors"][3], "or a scratch pool that grows would end the process"
     assert found["left"] == 0
 
 
@@ -197,6 +230,7 @@ say(states=[before.state, during.state, after.state], reason=during.reason, coun
     assert found["states"] == ["ready", "degraded", "ready"]
     assert "CUDA0" in found["reason"]
     assert "10.0 MiB" in found["reason"]
+    assert "another process" in found["reason"]
     assert found["counted"] == 0, "the arena itself is sound"
 
 
@@ -255,6 +289,26 @@ say(copies=copies, right=out.raw == bytes([7]) * 4096, left=fake.fake_cuda_bytes
 """
     found = run_on_fake_gpu(fake, program)
     assert found == {"copies": 1, "right": True, "left": 0}
+
+
+@needs_fake_gpu
+def test_the_reserve_stays_when_models_come_and_go(fake: Path, tiny: str) -> None:
+    program = """
+settings = dict(streams=4, threads=1, flash_attention=False)
+with arenite.Runtime("128MiB") as runtime:
+    first = runtime.load(sys.argv[1], context=512, **settings)
+    second = runtime.load(sys.argv[1], name="second", context=512, **settings)
+    note = runtime.status().models[1].memory.note
+    first.close()
+    second.close()
+    third = runtime.load(sys.argv[1], name="third", context=16384, **settings).info.device
+say(second=second.info.device, note=note, third=third)
+"""
+    room = (512 << 20) + (18 << 20)
+    found = run_on_fake_gpu(fake, program, tiny, FAKE_CUDA_BYTES=str(room))
+    assert found["second"] == "cpu"
+    assert "gpu_arena" in found["note"], "the arena was made for the first model, and the note says so"
+    assert found["third"] != "CUDA0 (3 of 3 layers)", "4 MiB of cache do not fit beside the reserve"
 
 
 @needs_fake_gpu

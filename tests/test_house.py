@@ -22,18 +22,21 @@ ROOMS = {  # room -> rooms of ours that it may import
 }
 # Inside runtime/ a module imports from floors below its own only.
 FLOORS = [
-    {"errors", "machine", "sandbox"},
+    {"errors", "machine", "sandbox", "spawn"},
     {"forms", "sizes", "cells", "prefix", "pace"},
     {"arena", "config", "request", "text", "chat", "typed"},
     {"console", "sampling", "backends.base"},
     {"events", "grammar"},
     {"ticket", "stats", "sequence", "mailbox", "backends.ggml", "backends.null"},
-    {"pool", "session", "backends.places"},
+    {"pool", "session", "backends.places", "journal"},
     {"scheduler", "picture", "backends.slab", "backends.libllama"},
     {"lane", "backends.llama", "backends.probe", "backends.raw"},
     {"backends.gpu"},
     {"backends.loader"},
     {"engine"},
+    {"worker"},
+    {"child"},
+    {"remote"},
     {"api"},
     {"cli", "doctor"},
     {"bench"},

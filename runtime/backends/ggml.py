@@ -104,7 +104,7 @@ class InitParams(C.Structure):
     _fields_: ClassVar = [("mem_size", C.c_size_t), ("mem_buffer", PTR), ("no_alloc", C.c_bool)]
 
 
-I8 = 24  # GGML_TYPE_I8
+I8, BF16 = 24, 30  # GGML_TYPE_I8, GGML_TYPE_BF16
 USAGE_ANY, USAGE_WEIGHTS, USAGE_COMPUTE = 0, 1, 2
 CPU_DEVICE = 0
 # Kernels for processors with AMX tiles take memory past the hook.  Worse, compiled by GCC 12 they crash on the first

@@ -1,8 +1,8 @@
 """GPUs: which layers go there, what lies there outside the arena, and whether somebody else takes the memory.
 
 Outside buffer types, and so outside the slab, stay the CUDA context, ggml's scratch pool and cuBLAS's workspaces.  None
-of them can be planned: a reserve is kept free for them (`RESERVE`), and what they really took is measured after the
-warm-up, which runs the largest steps, as what the driver says is gone less what we took.
+of them can be planned: a reserve is kept free for them (`RESERVE`), and what pool and workspaces took is measured after
+the warm-up, which runs the largest steps, as what the driver says is gone less what we took.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..errors import NoGPU
+from ..errors import ArenaTooSmall, NoGPU
 from ..sizes import format_size
 from ..stats import DeviceStatus
 from . import ggml
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .probe import Report
 
 RESERVE = 512 << 20  # bytes of a GPU that are kept free for what is outside the slab, until that is measured
+USUAL_SPLITS = 2  # parts of the graph of a model on one device: the embeddings are looked up on the host
 LEAST_FREE = 64 << 20  # bytes; with less a scratch pool that grows would fail: degraded
 ALL = 1 << 16  # more layers than any model has
 
@@ -45,28 +46,53 @@ def place(
         settled = options.settled()
         return settled, examine(settled), "" if options.gpu_layers == 0 else why_none()
     gpus = options.gpus or present[:1]
-    whole = options.settled(gpus, ALL if options.gpu_layers in ("auto", "all") else int(options.gpu_layers))
-    report = examine(whole)
-    whole = options.settled(gpus, report.info.gpu_layers)
+    split = options.gpu_split or (tuple(float(max(1, room(name))) for name in gpus) if len(gpus) > 1 else ())
+    report = examine(options.settled(gpus, ALL if isinstance(options.gpu_layers, str) else options.gpu_layers, split))
+    layers, total = report.info.gpu_layers, report.info.layers
+    whole, advice = options.settled(gpus, layers, split), _elsewhere(report, gpus, options)
+    if options.require_gpu and layers < total:
+        raise NoGPU(f"gpu_layers {layers} leaves {total - layers} layers on the CPU, which require_gpu forbids")
+    if advice and (options.require_gpu or options.gpu_layers == "all"):
+        raise NoGPU(advice)
     if _fits(plan(report), gpus, room):
-        return whole, report, ""
+        return whole, report, advice
     if insists:
-        raise NoGPU(_advice(plan(report), gpus, room, report.info.gpu_layers))
+        raise NoGPU(_advice(plan(report), gpus, room, layers))
     best = options.settled()
-    best_report, low, high = examine(best), 0, report.info.gpu_layers
+    best_report, low, high = examine(best), 0, layers
     while high - low > 1:
         middle = (low + high) // 2
-        trial = options.settled(gpus, middle)
+        trial = options.settled(gpus, middle, split)
         found = examine(trial)
         if _fits(plan(found), gpus, room):
             best, best_report, low = trial, found, middle
         else:
             high = middle
-    return best, best_report, _advice(plan(report), gpus, room, report.info.gpu_layers)
+    return best, best_report, _advice(plan(report), gpus, room, layers)
+
+
+def _elsewhere(report: Report, gpus: tuple[str, ...], options: ModelOptions) -> str:
+    """Say if the CPU has to compute operations of layers that lie on a GPU, which no memory figure shows.
+
+    ggml hands an operation that a device has no kernel for to the CPU and back: the graph falls into many parts.
+    """
+    if report.info.gpu_layers < report.info.layers or not options.gpu_kv or report.splits <= USUAL_SPLITS * len(gpus):
+        return ""
+    return (
+        f"{gpus[0]} has no kernel for some operations of this model ({report.splits} parts of a graph instead of 2): "
+        f"the CPU computes them.  Try flash_attention False, or another kv_type than {options.kv_type}"
+    )
 
 
 def _fits(plan: Plan, gpus: tuple[str, ...], room: Callable[[str], int]) -> bool:
     return all(plan.at(name).size <= room(name) for name in gpus)
+
+
+def check_room(name: str, size: int) -> None:
+    """Raise ArenaTooSmall if an arena of that size would leave a GPU nothing for what lies outside it."""
+    free = ggml.device_memory(name)[0] - RESERVE
+    if size > free:
+        raise ArenaTooSmall(size, max(0, free), {"gpu_arena": size}, f"{name}, less {format_size(RESERVE)} for CUDA,")
 
 
 def _advice(plan: Plan, gpus: tuple[str, ...], room: Callable[[str], int], layers: int) -> str:
@@ -75,6 +101,12 @@ def _advice(plan: Plan, gpus: tuple[str, ...], room: Callable[[str], int], layer
     part, free = plan.at(name), max(0, room(name))
     kinds = part.by_kind()
     largest = max(kinds, key=lambda kind: kinds[kind])
+    outside = ggml.device_memory(name)[0] - RESERVE
+    if outside >= part.size > free:
+        return (
+            f"{layers} layers need {format_size(part.size)} of {name}, and its arena, made for the first model, has "
+            f"{format_size(free)} left while {format_size(outside)} are free beside it: give gpu_arena a size"
+        )
     helps = {
         "weights": "a smaller type of weights, or fewer gpu_layers",
         "kv": "a smaller context, or kv_type q8_0", "scratch": "a smaller batch",
@@ -93,30 +125,38 @@ def why_none() -> str:
     return "the driver shows no GPU"
 
 
+def _names() -> set[str]:
+    return {gpu["name"] for gpu in ggml.gpus()}
+
+
 class Watch:
     """Follows the memory of GPUs as their drivers tell it."""
 
     def __init__(self) -> None:
         self._free_before: dict[str, int] = {}
         self._outside: dict[str, int] = {}
+        self._free_after: dict[str, int] = {}
 
-    def reserve(self, name: str) -> int:
+    @staticmethod
+    def reserve(name: str) -> int:
         """Return how many bytes of a device to leave to what is outside the slab; none of memory that is no GPU's."""
-        if name not in {gpu["name"] for gpu in ggml.gpus()}:
-            return 0
-        return 0 if name in self._outside else RESERVE
+        return RESERVE if name in _names() else 0
 
     def before(self, name: str) -> None:
         """Note what is free before the first slab of a device is reserved."""
-        if name in {gpu["name"] for gpu in ggml.gpus()}:
+        if name in _names():
             self._free_before.setdefault(name, ggml.device_memory(name)[0])
 
     def after(self, slabs: dict[str, int]) -> dict[str, int | None]:
-        """Measure what lies outside the slabs, once a model is warm; returns it as entries of ``Memory.outside``."""
+        """Measure what lies outside the slabs, once a model is warm; returns it as entries of ``Memory.outside``.
+
+        The CUDA context itself stood before the first look at the device, so it is not part of the figure.
+        """
         for name, before in self._free_before.items():
-            gone = before - ggml.device_memory(name)[0] - slabs.get(name, 0)
-            self._outside[name] = max(self._outside.get(name, 0), gone)
-        return {f"{name} context and scratch pools": size for name, size in self._outside.items()}
+            free = ggml.device_memory(name)[0]
+            self._outside[name] = max(self._outside.get(name, 0), before - free - slabs.get(name, 0))
+            self._free_after[name] = free
+        return {f"{name} scratch pools and workspaces": size for name, size in self._outside.items()}
 
     def look(self, arenas: dict[str, Snapshot]) -> tuple[tuple[DeviceStatus, ...], str]:
         """Return the state of every GPU, and what is wrong with one that a slab lies on."""
@@ -128,8 +168,7 @@ class Watch:
                 self._outside.get(name),
             ))
             if name in arenas and gpu["free_bytes"] < LEAST_FREE:
-                trouble = (
-                    f"{name} has only {format_size(gpu['free_bytes'])} free: another process takes its memory "
-                    f"(see nvidia-smi), and a longer prompt may fail"
-                )
+                others = self._free_after.get(name, 0) - gpu["free_bytes"] > LEAST_FREE // 4
+                why = "another process takes its memory (see nvidia-smi)" if others else "give a smaller gpu_arena"
+                trouble = f"{name} has only {format_size(gpu['free_bytes'])} free, and CUDA may need more: {why}"
         return tuple(found), trouble

@@ -6,6 +6,7 @@ import ctypes as C  # noqa: N812 - as in the ggml module
 import json
 import os
 import threading
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from llguidance import LLTokenizer
@@ -31,10 +32,19 @@ def model_parameters(options: ModelOptions, *, no_alloc: bool = False) -> Any:
     # an empty list of devices is not the default, which would put host buffers of CUDA beside the arena
     parameters.devices = C.cast(ggml.device_handles(options.gpus if options.layers else ()), C.c_void_p)
     parameters.split_mode = L.LLAMA_SPLIT_MODE_LAYER
+    if options.gpu_split:  # else libllama splits by what is free when it loads, which is not what was planned
+        parameters.tensor_split = _split(options.gpu_split)
     mapped = options.weights == "mapped" and not no_alloc
     parameters.load_mode = L.LLAMA_LOAD_MODE_MMAP if mapped else L.LLAMA_LOAD_MODE_NONE
     parameters.no_alloc = no_alloc
     return parameters
+
+
+@cache
+def _split(shares: tuple[float, ...]) -> Any:
+    """Return an array as libllama reads it: one number per device that there may be; it lives on."""
+    size = max(int(L.llama_max_devices()), len(shares))
+    return (C.c_float * size)(*shares)
 
 
 def context_parameters(options: ModelOptions, threads: int) -> Any:
@@ -48,7 +58,8 @@ def context_parameters(options: ModelOptions, threads: int) -> Any:
     parameters.n_batch = parameters.n_ubatch = max(options.batch, parameters.n_seq_max)
     parameters.n_outputs_max = parameters.n_seq_max  # libllama makes room for so many whatever is asked for
     parameters.n_threads = parameters.n_threads_batch = threads
-    parameters.type_k = parameters.type_v = getattr(L, f"GGML_TYPE_{options.kv_type.upper()}")
+    name = f"GGML_TYPE_{options.kv_type.upper()}"
+    parameters.type_k = parameters.type_v = ggml.BF16 if options.kv_type == "bf16" else getattr(L, name)
     on, off = L.LLAMA_FLASH_ATTN_TYPE_ENABLED, L.LLAMA_FLASH_ATTN_TYPE_DISABLED
     parameters.flash_attn_type = on if options.flash_attention else off
     parameters.no_perf = True

@@ -33,7 +33,7 @@ class LlamaBackend:
     """A model and its context.  Allocates only while it is built and warmed up, inside the caller's `Slab.loading`."""
 
     def __init__(self, options: ModelOptions, plan: Plan, memory: Memory, threads: int) -> None:
-        self.plan, self.memory = plan, memory
+        self.plan, self.memory, self._flash = plan, memory, options.flash_attention
         self._context = self._model = 0
         try:
             self._model = libllama.open_model(options)
@@ -123,7 +123,16 @@ class LlamaBackend:
         shares = [full // streams + (i < full % streams) for i in range(streams)]
         self._warm(shares, [0] * streams)
         self._warm([1] * streams, shares)
+        if self.info.gpu_layers and not self._flash:
+            self._warm_deep(shares, each)
         L.llama_memory_clear(self._kv, True)
+
+    def _warm_deep(self, shares: list[int], each: int) -> None:
+        """Fill the cache to its end: without flash attention CUDA's scratch pool grows with the depth of a step."""
+        firsts = [share + 1 for share in shares]
+        while sum(firsts) + self.info.batch <= self.info.cells and max(firsts) + max(shares) <= each:
+            self._warm(shares, firsts)
+            firsts = [first + share for first, share in zip(firsts, shares, strict=True)]
 
     def _warm(self, shares: list[int], firsts: list[int]) -> None:
         """Decode a step in which sequence i has ``shares[i]`` rows from position ``firsts[i]`` on."""

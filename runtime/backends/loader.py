@@ -56,6 +56,8 @@ class Loader:
         try:
             for place, size in self._sizes.items():
                 if size is not None and not self._misfit and not self._is_strange(place):
+                    if place != HOST and OWNER.current(place) is None:
+                        gpu.check_room(place, size)
                     self._watch.before(place)
                     self._slabs[place] = OWNER.acquire(size, place)
         except BaseException:
@@ -82,13 +84,23 @@ class Loader:
             return NullBackend(options)
         options, report, note = self._place(options)
         plan = _plan(report)
-        slabs = {} if self._misfit else self._slabs_for(plan)
-        for place, slab in slabs.items():
-            slab.check(plan.at(place))
-        if not slabs and options.weights == "arena":
-            least = Plan((Need(options.name, WEIGHTS, report.info.file_bytes),), ALIGNMENT)
-            least.check(machine.available_memory(), MACHINE)
-        return self._build(options, plan, slabs, note)
+        try:
+            slabs = {} if self._misfit else self._slabs_for(plan)
+            for place, slab in slabs.items():
+                slab.check(plan.at(place))
+            if not slabs and options.weights == "arena":
+                least = Plan((Need(options.name, WEIGHTS, report.info.file_bytes),), ALIGNMENT)
+                least.check(machine.available_memory(), MACHINE)
+            return self._build(options, plan, slabs, note)
+        except BaseException:
+            self._give_back()
+            raise
+
+    def _give_back(self) -> None:
+        """Release ``auto`` slabs that a failed load leaves empty."""
+        for place, slab in list(self._slabs.items()):
+            if self._sizes.get(place) is None and slab.alone_and_empty():
+                OWNER.release(self._slabs.pop(place))
 
     def _place(self, options: ModelOptions) -> tuple[ModelOptions, Report, str]:
         """Decide how many layers lie on which GPUs; returns settled options, their report, and why there is no GPU."""
@@ -102,7 +114,7 @@ class Loader:
         """Return how many bytes a part of a plan may take of a memory now."""
         slab = self._slabs.get(place) or OWNER.current(place)
         if slab is not None and not (self._sizes.get(place) is None and slab.alone_and_empty()):
-            return slab.snapshot().free
+            return slab.snapshot().largest_free
         return (slab.size if slab is not None else 0) + room(place) - self._watch.reserve(place)
 
     def _slabs_for(self, plan: Plan) -> dict[str, Slab]:

@@ -20,6 +20,7 @@ import contextlib
 import ctypes as C  # noqa: N812 - as in the ggml module
 import json
 import os
+import re
 import resource
 import select
 import signal
@@ -31,6 +32,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from .. import spawn
 from ..arena import KV, OUTPUTS, SCRATCH, STAGING, WEIGHTS, Need
 from ..config import NULL_MODEL, ModelOptions
 from ..errors import BadModel, EngineClosed, EngineFailed, ModelNotFound, UnsupportedModel
@@ -65,12 +67,14 @@ LIMITS = Limits()
 class Report:
     """What a child found: the model's facts, the buffers a load will ask for, and bytes that will lie elsewhere.
 
-    No ``needs`` at all: they are unknown.
+    No ``needs`` at all: they are unknown.  ``splits``: parts that a step's graph falls into, because of devices that
+    can not compute some operation; 1 or 2 where a model lies on one device.
     """
 
     info: ModelInfo
     needs: tuple[Need, ...]
     outside: dict[str, int]
+    splits: int = 1
 
 
 class Prober:
@@ -116,7 +120,7 @@ class Prober:
         if "reason" in answer:
             raise BadModel(f"{options.path} is not a model that can be run", answer["reason"])
         needs = tuple(Need(options.name, kind, size, place) for kind, size, place in answer["needs"])
-        return Report(ModelInfo(**answer["info"]), needs, answer["outside"])
+        return Report(ModelInfo(**answer["info"]), needs, answer["outside"], answer.get("splits", 1))
 
     def _talk(self, line: str) -> dict[str, Any] | None:
         """Send a line to the helper, started if need be, and return its answer; None if it is gone."""
@@ -178,12 +182,9 @@ def _identity(path: str) -> tuple[int, int, int, int]:
 
 def _start_helper() -> subprocess.Popen[str]:
     """Start `serve` in a clean process: nothing inherited but three pipes, the very same package imported."""
-    package = __name__.split(".", maxsplit=1)[0]
-    root = str(Path(str(sys.modules[package].__file__)).parent.parent)
-    code = f"import sys; sys.path.insert(0, {root!r}); from {__name__} import serve; serve()"
-    return subprocess.Popen(
-        [sys.executable, "-P", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        text=True, encoding="utf-8", close_fds=True,
+    return spawn.start(
+        __name__, "serve", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        encoding="utf-8",
     )
 
 
@@ -256,7 +257,10 @@ def _child(question: dict[str, Any], limits: Limits, answer: int, said: int) -> 
         os.dup2(said, 1)  # the helper's own standard output carries answers and nothing else
         os.dup2(said, 2)  # a native abort speaks on standard error
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-        if not question["options"]["gpus"]:  # CUDA reserves addresses for all memory of the machine and its GPUs
+        if question["options"]["gpus"]:
+            pass  # CUDA reserves addresses for all memory of the machine and its GPUs
+        else:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # no driver is started that this file has no need of
             roof = pages * resource.getpagesize() + limits.address_space
             resource.setrlimit(resource.RLIMIT_AS, (roof, roof))
         resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu_s, limits.cpu_s + 1))  # SIGXCPU says why
@@ -284,18 +288,20 @@ def _examine(options: ModelOptions, threads: int, *, accounts: bool) -> Iterator
     model = libllama.open_model(options, no_alloc=True)
     context = libllama.open_context(model, options, threads)
     info = libllama.read_info(model, context, options, threads)
+    splits = [int(pair[0]) for pair in re.findall(r"splits = (\d+)( / \d+)?", log.text())]  # of the largest step
     log.clear()
     vocabulary = libllama.LlamaVocabulary(model)
     vocabulary.encode("probe 123", special=True, start=True)
     for token in range(0, info.vocabulary, max(1, info.vocabulary // 64)):
         vocabulary.piece(token)
-    yield {"info": asdict(info)}
+    yield {"info": asdict(info), "splits": max(splits, default=1)}
     if not accounts or not (rows := breakdown(context)):
         return
     hosts = ("CPU", "CPU_REPACK")
     mapped = options.weights == "mapped"
-    outside = {MAPPED: sum(row.weights for row in rows if row.name == "CPU")} if mapped else {}
-    needs = [(WEIGHTS, row.weights, row.name) for row in rows if not (row.name == "CPU" and mapped)]
+    left = {row.name for row in rows if mapped and (row.name == "CPU" or row.name.endswith("_Host"))}
+    outside = {MAPPED: sum(row.weights for row in rows if row.name in left)} if mapped else {}
+    needs = [(WEIGHTS, row.weights, row.name) for row in rows if row.name not in left]
     # libllama puts the output vectors where the device of the output layer likes to write them: pinned memory of a GPU
     pinned = next((row.name for row in rows if row.name.endswith("_Host")), "CPU")
     needs += [(OUTPUTS, 4 * info.vocabulary * (options.slots + 1), pinned)]

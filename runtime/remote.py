@@ -1,0 +1,461 @@
+"""The engine in a process of its own: the interface of `engine.Engine`, and streams that outlive the process.
+
+If the child dies (a native abort, ``kill -9``) or stands still, another is started, the models are loaded again, and
+every unfinished request goes on from its journal entry: what was delivered is never changed, repeated or lost; whoever
+follows a ticket sees a pause.  A request that was present at two deaths is ended with EngineFailed.
+
+::
+
+    any thread --> journal, outbox --writer thread--> child (`worker`)
+    tickets   <-- journal <-------- reader thread <-- child
+                    supervisor thread: pings, hang bound, restart with backoff, deadlines while nobody runs
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+import threading
+import time
+from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from . import machine
+from .child import Child, Died
+from .engine import RETRY_MS, Loaded
+from .errors import Busy, EngineClosed, EngineFailed, Error
+from .events import Event, Failed, Finished, Reason, Usage
+from .journal import DEATHS, Entry, Journal
+from .stats import EngineStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .arena import Plan
+    from .backends.base import ModelInfo
+    from .config import ModelOptions
+    from .request import Request
+    from .stats import Status
+
+JOURNAL_BYTES = 64 << 20
+START_S, LOAD_S = 60.0, 900.0  # seconds that a start, and loading a model, may take
+HANG_S, HANG_STEPS = 10.0, 20  # a child is hung after so many seconds, or so many times its slowest recent answer
+RECENT = 60  # pings that count as recent
+PING_S, TICK_S = 1.0, 0.1
+FIRST_PAUSE_S, LONGEST_PAUSE_S, STABLE_S = 0.1, 5.0, 30.0  # backoff between starts; a child that lasted resets it
+REPEATABLE = {"plan", "forget", "encode", "pieces", "ping"}  # calls that a new child may answer instead
+PIECES = 4096  # pieces of a vocabulary that are kept here
+
+
+@dataclass(slots=True)
+class _Model:
+    """A model that shall be loaded; ``there``: its number in the child that runs now, None while it has none."""
+
+    number: int
+    options: ModelOptions
+    info: ModelInfo
+    there: int | None
+
+
+class RemoteVocabulary:
+    """The tokenizer of a model in the child; pieces are kept, texts are encoded there.  Any thread may use it."""
+
+    def __init__(self, engine: Engine, model: int) -> None:
+        self._engine, self._model = engine, model
+        self._pieces: dict[int, tuple[bytes, bool]] = {}
+
+    def encode(self, text: str, *, special: bool, start: bool) -> list[int]:
+        """Return the tokens of ``text``; see `backends.base.Vocabulary`."""
+        found: list[int] = self._engine.call_model("encode", self._model, text, special, start)
+        return found
+
+    def piece(self, token: int) -> bytes:
+        """Return the bytes that a token stands for."""
+        return self._look(token)[0]
+
+    def is_end(self, token: int) -> bool:
+        """Tell whether the token ends an answer."""
+        return self._look(token)[1]
+
+    def matcher_tokenizer(self) -> Any:
+        """Raise EngineFailed: forms are compiled where the engine is."""
+        raise EngineFailed("forms are compiled in the engine's process")
+
+    def _look(self, token: int) -> tuple[bytes, bool]:
+        if token not in self._pieces:
+            if len(self._pieces) >= PIECES:
+                self._pieces.clear()
+            (self._pieces[token],) = self._engine.call_model("pieces", self._model, [token])
+        return self._pieces[token]
+
+
+class Engine:
+    """Runs models in a supervised child.  Arguments as those of `engine.Engine`, and the sizes of its arenas.
+
+    ``deliver`` is called on a thread of ours.  ``journal_bytes``: see `Journal`.
+    ``changed`` is called without arguments when the state of the child has changed.
+    """
+
+    def __init__(
+        self, arena: str | int, gpu_arena: str | int, deliver: Callable[[list[Event]], None], *, limit: int = 1024,
+        journal_bytes: int = JOURNAL_BYTES, hang_s: float = HANG_S, changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._arguments = (arena, gpu_arena, limit + DEATHS)
+        self._deliver_events, self._changed, self._hang_s = deliver, changed, hang_s
+        self._limit = limit
+        self._tickets, self._numbers, self._calls = itertools.count(1), itertools.count(1), itertools.count(1)
+        self._lock = threading.RLock()  # guards all below; held while events go out, so that they stay in order
+        self._journal = Journal(journal_bytes)
+        self._models: dict[int, _Model] = {}
+        self._up = threading.Event()
+        self._closed = False
+        self._restarts, self._trouble, self._pause = 0, "", FIRST_PAUSE_S
+        self._last: Status | None = None
+        self._wake = threading.Event()
+        self._child = self._start()
+        self._up.set()
+        self._supervisor = threading.Thread(target=self._supervise, name="arenite-supervisor", daemon=True)
+        self._supervisor.start()
+
+    # ---- any thread: the interface of the engine ----
+
+    def next_ticket(self) -> int:
+        """Return a number that no request had yet."""
+        return next(self._tickets)
+
+    def submit(self, ticket: int, model: int, request: Request, submitted: float | None = None) -> None:
+        """Hand a request over.  Raises Busy when too many are unfinished, EngineClosed after `close`."""
+        at = time.perf_counter() if submitted is None else submitted
+        with self._lock:
+            self._check_open()
+            if len(self._journal) >= self._limit:
+                raise Busy("too many requests are unfinished", RETRY_MS)
+            known = self._models.get(model)
+            if known is None:
+                self._hand_over([Failed(ticket, EngineClosed("the model is not loaded any more"))])
+                return
+            self._send_entry(self._journal.add(ticket, model, request, at, known.info.context))
+
+    def cancel(self, ticket: int) -> None:
+        """Ask for the end of a request; unknown tickets are ignored."""
+        with self._lock:
+            entry = self._journal.get(ticket)
+            if entry is not None and entry.sent:
+                self._child.send("cancel", ticket)
+            elif entry is not None:  # no engine has it at the moment
+                self._end_here(entry, "cancelled")
+
+    def load(self, options: ModelOptions) -> Loaded:
+        """Load a model; it is loaded again after a death.  Raises as the engine does."""
+        there, info = self._call("load", options, timeout=LOAD_S)
+        with self._lock:
+            number = next(self._numbers)
+            self._models[number] = _Model(number, options, info, there)
+        return Loaded(number, info, RemoteVocabulary(self, number))
+
+    def plan(self, options: ModelOptions) -> Plan:
+        """Return what loading would take."""
+        found: Plan = self._call("plan", options, timeout=LOAD_S)
+        return found
+
+    def unload(self, model: int) -> None:
+        """End a model's requests and free it.  An unknown number is ignored."""
+        with self._lock:
+            known = self._models.pop(model, None)
+        if known is None:
+            return
+        if known.there is not None:
+            self._call("unload", known.there)
+        with self._lock:
+            for entry in self._journal:
+                if entry.model == model and not entry.sent:
+                    self._fail(entry, EngineClosed(f"model {known.info.name} was unloaded"))
+
+    def status(self) -> Status:
+        """Return a frozen picture; while no engine runs the last one, degraded, with the reason."""
+        last = self._last
+        if self._up.is_set() or last is None:
+            try:
+                last = self._call("status")
+            except EngineFailed:  # it died over that
+                if last is None:
+                    raise
+        with self._lock:
+            self._last = last
+            return self._with_engine(last)
+
+    def forget(self, model: int, tokens: list[int]) -> None:
+        """Drop what the cache remembers of sequences that begin with these tokens, or are a head of them."""
+        self.call_model("forget", model, tokens)
+
+    def stop(self) -> None:
+        """Ask for the end and return at once."""
+        with self._lock:
+            self._closed = True
+        self._wake.set()
+
+    def close(self) -> None:
+        """End all requests and the process.  Closing twice is harmless."""
+        self.stop()
+        if threading.current_thread() is not self._supervisor:
+            self._supervisor.join()
+
+    def call_model(self, name: str, model: int, *arguments: Any) -> Any:
+        """Make a call about a model, by its number here."""
+
+        def now() -> tuple[Any, ...]:
+            known = self._models.get(model)
+            if known is None or known.there is None:
+                raise EngineClosed("the model is not loaded any more")
+            return (known.there, *arguments)
+
+        return self._call(name, now)
+
+    # ---- calls ----
+
+    def _call(self, name: str, *arguments: Any, timeout: float = LOAD_S) -> Any:
+        """Ask the child and wait for the answer; a repeatable call is made again if the child dies over it."""
+        attempts = DEATHS if name in REPEATABLE else 0
+        while True:
+            future = self._ask(name, arguments)
+            try:
+                return future.result(timeout)
+            except FutureTimeout:
+                raise EngineFailed(f"the engine's process did not answer {name} within {timeout:g} s") from None
+            except Died:
+                if not attempts:
+                    raise EngineFailed(f"the engine's process died over {name}: {self._trouble}") from None
+                attempts -= 1
+
+    def _ask(self, name: str, arguments: tuple[Any, ...]) -> Future[Any]:
+        if not self._up.wait(START_S + LOAD_S):
+            raise EngineFailed(f"no engine could be started: {self._trouble}")
+        with self._lock:
+            self._check_open()
+            if len(arguments) == 1 and callable(arguments[0]):
+                arguments = arguments[0]()
+            return self._ask_child(self._child, name, arguments)
+
+    def _ask_child(self, child: Child, name: str, arguments: tuple[Any, ...]) -> Future[Any]:
+        future: Future[Any] = Future()
+        number = next(self._calls)
+        child.calls[number] = name, future, time.monotonic()
+        if child.gone.is_set():
+            self._fail_calls(child)
+        child.send("call", number, name, arguments)
+        return future
+
+    @staticmethod
+    def _fail_calls(child: Child) -> None:
+        calls, child.calls = child.calls, {}
+        for _, future, _ in calls.values():
+            with contextlib.suppress(InvalidStateError):
+                future.set_exception(Died())
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineClosed("the runtime is closed: make a new one")
+
+    # ---- the reader's thread ----
+
+    def _on_message(self, child: Child, message: tuple[Any, ...]) -> None:
+        match message:
+            case ("events", events):
+                with self._lock:
+                    if child is self._child:
+                        now = time.perf_counter()
+                        self._hand_over([e for event in events if (e := self._journal.note(event, now)) is not None])
+            case ("answer" | "error" as kind, number, value):
+                self._settle(child, kind, number, value)
+            case ("ready",):
+                child.ready.set_result(None)
+            case ("failed", error):
+                child.ready.set_exception(error)
+
+    def _settle(self, child: Child, kind: str, number: int, value: Any) -> None:
+        with self._lock:
+            name, future, asked = child.calls.pop(number, ("", None, 0.0))
+            if name == "ping":
+                child.answers = [*child.answers[-RECENT:], time.monotonic() - asked]
+        if future is not None:
+            with contextlib.suppress(InvalidStateError):
+                future.set_exception(value) if kind == "error" else future.set_result(value)
+
+    def _hand_over(self, events: list[Event]) -> None:
+        if events:
+            self._deliver_events(events)
+
+    # ---- entries ----
+
+    def _send_entry(self, entry: Entry) -> None:
+        """Hand an entry to the child, if its model is loaded there."""
+        there = self._models[entry.model].there if entry.model in self._models else None
+        if self._up.is_set() and there is not None:
+            entry.sent = True
+            self._child.send("submit", entry.ticket, there, entry.continuation(), entry.submitted)
+
+    def _end_here(self, entry: Entry, reason: Reason) -> None:
+        now = time.perf_counter()
+        first = entry.first_token or now
+        usage = Usage(
+            len(entry.request.tokens), len(entry.tokens), first - entry.submitted, now - entry.submitted,
+            entry.request.sampling.seed or 0, entry.draws,
+        )
+        self._journal.drop(entry.ticket)
+        self._hand_over([Finished(entry.ticket, reason, usage)])
+
+    def _fail(self, entry: Entry, error: Error) -> None:
+        self._journal.drop(entry.ticket)
+        self._hand_over([Failed(entry.ticket, copy.copy(error))])
+
+    # ---- the supervisor's thread ----
+
+    def _start(self) -> Child:
+        """Start a child and wait until it is ready.  Raises its error, or EngineFailed."""
+        child = Child(self._arguments, self._on_message)
+        try:
+            until = time.monotonic() + START_S
+            while not child.ready.done():
+                if child.gone.is_set() and not child.ready.done():
+                    raise EngineFailed(f"the engine's process {child.fate()} before it was ready")
+                if time.monotonic() > until:
+                    raise EngineFailed(f"the engine's process was not ready within {START_S:g} s")
+                child.gone.wait(0.005)
+            child.ready.result()
+        except BaseException:
+            child.close()
+            raise
+        return child
+
+    def _supervise(self) -> None:
+        pinged = 0.0
+        while not self._closed:
+            child = self._child
+            if child.gone.is_set() or self._hangs(child):
+                self._replace(child)
+            elif time.monotonic() - pinged >= PING_S:
+                pinged = time.monotonic()
+                with self._lock:
+                    self._ask_child(child, "ping", ())
+            self._wake.wait(TICK_S)
+        self._shut_down()
+
+    def _hangs(self, child: Child) -> bool:
+        """Tell whether the child owes an answer for longer than it may; if so, it is killed."""
+        now = time.monotonic()
+        with self._lock:
+            owed = [(name, now - asked) for name, _, asked in child.calls.values()]
+            slowest = max(child.answers, default=0.0)
+        loading = any(name in ("load", "unload", "plan") for name, _ in owed)
+        bound = LOAD_S if loading else max(self._hang_s, HANG_STEPS * slowest)
+        late = max((seconds for name, seconds in owed if name == "ping"), default=0.0)
+        if late <= bound:
+            return False
+        self._trouble = f"the engine stood still for {late:.1f} s"
+        child.kill()
+        child.gone.wait(HANG_S)
+        return True
+
+    def _replace(self, child: Child) -> None:
+        """Bury a child, start another, load the models again, and send it what is unfinished."""
+        with self._lock:
+            self._up.clear()
+            stood_still, self._trouble = self._trouble, ""
+            self._trouble = stood_still or f"the engine's process {child.fate()}"
+            self._fail_calls(child)
+            for model in self._models.values():
+                model.there = None
+            for entry in self._journal:
+                entry.deaths += entry.sent
+                entry.sent = False
+                if entry.deaths >= DEATHS:
+                    self._fail(entry, EngineFailed(
+                        f"the engine died {DEATHS} times with this request under way ({self._trouble}): change it"
+                    ))
+        self._changed()
+        child.close()
+        if time.monotonic() - child.born >= STABLE_S:
+            self._pause = FIRST_PAUSE_S
+        while not self._closed:
+            self._rest(self._pause)
+            self._pause = min(2 * self._pause, LONGEST_PAUSE_S)
+            try:
+                fresh = self._start()
+                self._reload(fresh)
+            except Error as error:
+                self._trouble = f"{self._trouble}; no other could be started: {error}"[-500:]
+                continue
+            except Died:
+                fresh.close()
+                self._trouble = f"the engine's process {fresh.fate()} while it loaded its models"
+                continue
+            break
+        else:
+            return
+        with self._lock:
+            self._child, self._restarts = fresh, self._restarts + 1
+            self._up.set()
+            for entry in self._journal:
+                self._send_entry(entry)
+        self._trouble = ""
+        self._changed()
+
+    def _rest(self, seconds: float) -> None:
+        """Wait before the next start; deadlines strike meanwhile."""
+        until = time.monotonic() + seconds
+        while not self._closed and time.monotonic() < until:
+            self._strike()
+            self._wake.wait(min(TICK_S, seconds))
+
+    def _strike(self) -> None:
+        now = time.perf_counter()
+        with self._lock:
+            for entry in self._journal:
+                deadline = entry.request.deadline
+                if not entry.sent and deadline is not None and now > entry.submitted + deadline:
+                    self._end_here(entry, "deadline")
+
+    def _reload(self, child: Child) -> None:
+        """Load every model into a new child.  One that can not be loaded any more ends its requests, not the others."""
+        for model in list(self._models.values()):
+            future = self._ask_child(child, "load", (model.options,))
+            try:
+                while not future.done():
+                    self._strike()
+                    with contextlib.suppress(FutureTimeout):
+                        future.result(TICK_S)
+                    if child.gone.is_set():
+                        self._fail_calls(child)
+                model.there, info = future.result()
+                model.info = replace(info)
+            except Error as error:
+                with self._lock:
+                    self._models.pop(model.number, None)
+                    for entry in self._journal:
+                        if entry.model == model.number:
+                            self._fail(entry, error)
+
+    def _shut_down(self) -> None:
+        with self._lock:
+            self._up.set()  # who waits for an engine hears that there will be none
+            error = EngineClosed("the runtime is closed: make a new one")
+            for entry in self._journal:
+                self._fail(entry, error)
+            self._child.send("stop")
+        self._child.gone.wait(HANG_S)
+        self._fail_calls(self._child)
+        self._child.close()
+
+    def _with_engine(self, status: Status) -> Status:
+        """Add what is known of the process."""
+        up, process = self._up.is_set() and not self._child.gone.is_set(), self._child.process
+        memory, threads = machine.process_facts(process.pid) if up else (0, 0)
+        engine = EngineStatus(process.pid if up else None, memory, threads, self._restarts, len(self._journal),
+                              self._journal.used, self._journal.limit)
+        if up:
+            return replace(status, engine=engine)
+        trouble = self._trouble or f"the engine's process {self._child.fate()}"
+        return replace(status, state="degraded", reason=f"restarting: {trouble}", engine=engine)
