@@ -304,7 +304,7 @@ with arenite.Runtime("128MiB") as runtime:
     third = runtime.load(sys.argv[1], name="third", context=16384, **settings).info.device
 say(second=second.info.device, note=note, third=third)
 """
-    room = (512 << 20) + (18 << 20)
+    room = (512 << 20) + (60 << 20)
     found = run_on_fake_gpu(fake, program, tiny, FAKE_CUDA_BYTES=str(room))
     assert found["second"] == "cpu"
     assert "gpu_arena" in found["note"], "the arena was made for the first model, and the note says so"

@@ -7,15 +7,14 @@ import json
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from .fake_gpu import _built, needs_fake_gpu
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
+CHECKOUT = Path(os.environ.get("ARENITE_CHECKOUT", Path(__file__).parent.parent))  # benchmarks are not in the wheel
 COMMAND = [sys.executable, "-m", "arenite.benchmarks.gpu_check", "--small", "--json"]
 
 
@@ -27,11 +26,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def check(place: Path, *arguments: str, **environment: str) -> tuple[int, dict[str, Any]]:
     done = subprocess.run(
-        [*COMMAND, "--folder", str(place / "results"), *arguments], cwd=place, env={**os.environ, **environment},
+        [*COMMAND, "--folder", str(place / "results"), *arguments], cwd=place, env=_environment(**environment),
         capture_output=True, text=True, check=False, timeout=300,
     )
     assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout)
+
+
+def _environment(**settings: str) -> dict[str, str]:
+    paths = [settings.pop("PYTHONPATH", "").split(os.pathsep)[0], str(CHECKOUT / ".dev")]
+    return {**os.environ, **settings, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def rows(report: dict[str, Any], part: str) -> list[dict[str, Any]]:
@@ -65,7 +69,9 @@ def test_a_part_that_does_not_finish_takes_no_other_down(place: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [["--parts", "tokens,nothing"], ["--shapes", "9T"]])
 def test_unknown_parts_and_shapes_are_named(place: Path, arguments: list[str]) -> None:
-    done = subprocess.run([*COMMAND, *arguments], cwd=place, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        [*COMMAND, *arguments], cwd=place, env=_environment(), capture_output=True, text=True, check=False, timeout=60,
+    )
     assert done.returncode == 2
     assert "known are" in done.stderr
 
