@@ -7,8 +7,10 @@ follows a ticket sees a pause.  A request that was present at two deaths is ende
 ::
 
     any thread --> journal, outbox --writer thread--> child (`worker`)
-    tickets   <-- journal <-------- reader thread <-- child
+    tickets <--messenger thread-- journal <--reader thread-- child
                     supervisor thread: pings, hang bound, restart with backoff, deadlines while nobody runs
+
+Events go out on the messenger's thread and under no lock, so whoever hears of one may call the engine.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
+import queue
 import threading
 import time
 from concurrent.futures import Future, InvalidStateError
@@ -52,12 +55,16 @@ PIECES = 4096  # pieces of a vocabulary that are kept here
 
 @dataclass(slots=True)
 class _Model:
-    """A model that shall be loaded; ``there``: its number in the child that runs now, None while it has none."""
+    """A model that shall be loaded.
+
+    ``there``: its number in the child that runs now, None while it has none.  ``deaths``: of children over loading it.
+    """
 
     number: int
     options: ModelOptions
     info: ModelInfo
     there: int | None
+    deaths: int = 0
 
 
 class RemoteVocabulary:
@@ -104,10 +111,10 @@ class Engine:
         journal_bytes: int = JOURNAL_BYTES, hang_s: float = HANG_S, changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._arguments = (arena, gpu_arena, limit + DEATHS)
-        self._deliver_events, self._changed, self._hang_s = deliver, changed, hang_s
+        self._tell, self._changed, self._hang_s = deliver, changed, hang_s
         self._limit = limit
         self._tickets, self._numbers, self._calls = itertools.count(1), itertools.count(1), itertools.count(1)
-        self._lock = threading.RLock()  # guards all below; held while events go out, so that they stay in order
+        self._lock = threading.RLock()  # guards all below
         self._journal = Journal(journal_bytes)
         self._models: dict[int, _Model] = {}
         self._up = threading.Event()
@@ -115,8 +122,11 @@ class Engine:
         self._restarts, self._trouble, self._pause = 0, "", FIRST_PAUSE_S
         self._last: Status | None = None
         self._wake = threading.Event()
+        self._events: queue.SimpleQueue[list[Event] | None] = queue.SimpleQueue()  # in their order
         self._child = self._start()
         self._up.set()
+        self._messenger = threading.Thread(target=self._deliver, name="arenite-messenger", daemon=True)
+        self._messenger.start()
         self._supervisor = threading.Thread(target=self._supervise, name="arenite-supervisor", daemon=True)
         self._supervisor.start()
 
@@ -200,8 +210,9 @@ class Engine:
     def close(self) -> None:
         """End all requests and the process.  Closing twice is harmless."""
         self.stop()
-        if threading.current_thread() is not self._supervisor:
-            self._supervisor.join()
+        for thread in (self._supervisor, self._messenger):
+            if threading.current_thread() is not thread:
+                thread.join()
 
     def call_model(self, name: str, model: int, *arguments: Any) -> Any:
         """Make a call about a model, by its number here."""
@@ -286,7 +297,11 @@ class Engine:
 
     def _hand_over(self, events: list[Event]) -> None:
         if events:
-            self._deliver_events(events)
+            self._events.put(events)
+
+    def _deliver(self) -> None:
+        while (events := self._events.get()) is not None:
+            self._tell(events)
 
     # ---- entries ----
 
@@ -421,22 +436,32 @@ class Engine:
     def _reload(self, child: Child) -> None:
         """Load every model into a new child.  One that can not be loaded any more ends its requests, not the others."""
         for model in list(self._models.values()):
-            future = self._ask_child(child, "load", (model.options,))
+            future, until = self._ask_child(child, "load", (model.options,)), time.monotonic() + LOAD_S
+            while not future.done():
+                self._strike()
+                with contextlib.suppress(FutureTimeout, Error, Died):
+                    future.result(TICK_S)
+                if time.monotonic() > until:
+                    child.kill()
+                if child.gone.is_set():
+                    self._fail_calls(child)
             try:
-                while not future.done():
-                    self._strike()
-                    with contextlib.suppress(FutureTimeout):
-                        future.result(TICK_S)
-                    if child.gone.is_set():
-                        self._fail_calls(child)
-                model.there, info = future.result()
-                model.info = replace(info)
+                model.there, model.info = future.result()
+            except Died:
+                model.deaths += 1
+                if model.deaths >= DEATHS:
+                    self._give_up(model, EngineFailed(f"the engine died {DEATHS} times over loading it"))
+                raise
             except Error as error:
-                with self._lock:
-                    self._models.pop(model.number, None)
-                    for entry in self._journal:
-                        if entry.model == model.number:
-                            self._fail(entry, error)
+                self._give_up(model, error)
+
+    def _give_up(self, model: _Model, error: Error) -> None:
+        """Drop a model that can not be loaded again, and end its requests."""
+        with self._lock:
+            self._models.pop(model.number, None)
+            for entry in self._journal:
+                if entry.model == model.number:
+                    self._fail(entry, error)
 
     def _shut_down(self) -> None:
         with self._lock:
@@ -445,6 +470,7 @@ class Engine:
             for entry in self._journal:
                 self._fail(entry, error)
             self._child.send("stop")
+        self._events.put(None)
         self._child.gone.wait(HANG_S)
         self._fail_calls(self._child)
         self._child.close()

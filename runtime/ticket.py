@@ -73,6 +73,7 @@ class Ticket:
         self._changed = threading.Condition()
         self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
         self._callbacks: list[Callable[[Ticket], None]] = []
+        self._follower: Callable[[Event], None] | None = None
         self._pieces: list[str] = []
         self._tokens: list[int] = []
         self._logprobs: list[TokenLogprob | None] = []
@@ -83,6 +84,8 @@ class Ticket:
         """Take an event from the engine; called on the engine's thread, in order."""
         callbacks: list[Callable[[Ticket], None]] = []
         with self._changed:
+            if self._follower is not None:
+                self._follower(event)
             if isinstance(event, Progress):
                 self._executing = True
                 self._tokens += event.tokens
@@ -149,6 +152,15 @@ class Ticket:
                 self._callbacks.append(callback)
                 return
         callback(self)
+
+    def follow(self, callback: Callable[[Event], None]) -> None:
+        """Have every event handed on in order, what came before first; on the engine's thread, so it must be quick."""
+        with self._changed:
+            if self._executing:
+                callback(Progress(self.number, tuple(self._tokens), "".join(self._pieces), tuple(self._logprobs)))
+            if self._end is not None:
+                callback(self._end)
+            self._follower = callback
 
     def result(self, timeout: float | None = None) -> Any:
         """Wait for the result, at most ``timeout`` seconds (then TimeoutError; the request goes on).

@@ -236,6 +236,40 @@ def test_a_model_that_can_not_be_loaded_again_ends_its_own_requests_only(tmp_pat
             real.submit([1], max_tokens=1).result(WAIT_S)
 
 
+def test_a_model_that_kills_whoever_loads_it_again_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "m.gguf"
+    shutil.copy(checkpoints.gguf_file("tiny", "f16"), path)
+    with arenite.Runtime("64MiB", isolated=True) as runtime:
+        real = runtime.load(path, context=512, streams=2, threads=1)
+        fake = runtime.load("null:", **NULL)
+        lost = real.submit([1, 2, 3], max_tokens=400, ignore_end=True)
+        kept = fake.submit([97] * 3, max_tokens=6000, ignore_end=True)
+        until(lambda: bool(kept.partial()), "a token")
+        ask = remote.Engine._ask_child
+
+        def deadly(self: remote.Engine, child: Any, name: str, arguments: tuple[Any, ...]) -> Any:
+            if name == "load" and arguments[0].path == str(path):
+                child.kill()
+            return ask(self, child, name, arguments)
+
+        monkeypatch.setattr(remote.Engine, "_ask_child", deadly)
+        kill(runtime)
+        with pytest.raises(EngineFailed, match="over loading"):
+            lost.result(WAIT_S)
+        assert kept.result(WAIT_S).usage.answer_tokens == 6000
+
+
+def test_whoever_hears_of_an_end_may_call_the_engine(isolated: arenite.Runtime) -> None:
+    path = checkpoints.gguf_file("tiny", "f16")
+    model = isolated.load(path, name="calls", context=256, streams=2, threads=1)
+    heard: list[Any] = []
+    ticket = model.submit("a", max_tokens=3, ignore_end=True)
+    ticket.on_done(lambda _: heard.append((model.tokenize("b c"), model.submit("d", max_tokens=2, ignore_end=True))))
+    until(lambda: bool(heard), "the callback")
+    assert heard[0][1].result(WAIT_S).usage.answer_tokens == 2
+    model.close()
+
+
 def test_texts_chats_and_forms_work_as_in_process() -> None:
     path = checkpoints.gguf_file("tiny", "f32")
     said = []
@@ -270,15 +304,14 @@ def test_the_child_starts_clean_and_ends_with_its_parent() -> None:
         "time.sleep(60)\n"
     )
     environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
-    try:
-        assert parent.stdout is not None
-        child, sockets, links, spin = parent.stdout.readline().split()
-        assert (sockets, spin) == ("1", "True")
-        assert int(links) <= 5, "three standard streams, the socket, and perhaps an event descriptor"
-    finally:
-        parent.kill()
-        parent.wait()
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        try:
+            assert parent.stdout is not None
+            child, sockets, links, spin = parent.stdout.readline().split()
+            assert (sockets, spin) == ("1", "True")
+            assert int(links) <= 5, "three standard streams, the socket, and perhaps an event descriptor"
+        finally:
+            parent.kill()
     until(lambda: not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text(), "its end")
 
 
