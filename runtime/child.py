@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 from concurrent.futures import Future
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
@@ -41,7 +40,7 @@ class Child:
         self.calls: dict[int, tuple[str, Future[Any], float]] = {}
         self.ready: Future[None] = Future()
         self.gone = threading.Event()
-        self.heard = self.born = time.monotonic()
+        self.served = False  # whether it has sent events of requests
         self.answers: list[float] = []  # seconds that recent pings took
         self._on_message = on_message
         for target in (self._read, self._write):
@@ -71,7 +70,6 @@ class Child:
         with contextlib.suppress(EOFError, OSError, pickle.UnpicklingError):
             while True:
                 message = worker.read_value(self._connection.recv_bytes())
-                self.heard = time.monotonic()
                 self._on_message(self, message)
         self.kill()
         self.gone.set()

@@ -48,7 +48,7 @@ START_S, LOAD_S = 60.0, 900.0  # seconds that a start, and loading a model, may 
 HANG_S, HANG_STEPS = 10.0, 20  # a child is hung after so many seconds, or so many times its slowest recent answer
 RECENT = 60  # pings that count as recent
 PING_S, TICK_S = 1.0, 0.1
-FIRST_PAUSE_S, LONGEST_PAUSE_S, STABLE_S = 0.1, 5.0, 30.0  # backoff between starts; a child that lasted resets it
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0  # backoff between starts; a child that has served resets it
 REPEATABLE = {"plan", "forget", "encode", "pieces", "ping"}  # calls that a new child may answer instead
 PIECES = 4096  # pieces of a vocabulary that are kept here
 
@@ -277,7 +277,7 @@ class Engine:
             case ("events", events):
                 with self._lock:
                     if child is self._child:
-                        now = time.perf_counter()
+                        now, child.served = time.perf_counter(), True
                         self._hand_over([e for event in events if (e := self._journal.note(event, now)) is not None])
             case ("answer" | "error" as kind, number, value):
                 self._settle(child, kind, number, value)
@@ -392,7 +392,7 @@ class Engine:
                     ))
         self._changed()
         child.close()
-        if time.monotonic() - child.born >= STABLE_S:
+        if child.served:
             self._pause = FIRST_PAUSE_S
         while not self._closed:
             self._rest(self._pause)
