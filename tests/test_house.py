@@ -44,6 +44,8 @@ FLOORS = [
 THIRD_PARTIES = {  # package -> the only modules that may import it; a name ending in . means the whole folder
     "llama_cpp": {"runtime.backends.ggml"},
     "llguidance": {"runtime.grammar", "runtime.backends.libllama", "runtime.backends.null"},
+    "msgspec": {"adapters."},
+    "zmq": {"adapters."},
     "psutil": {"runtime.machine"},
     "jinja2": {"runtime.chat", "runtime.sandbox"},
     "gguf": {"quantize.extra"},
