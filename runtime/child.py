@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import pickle
 import queue
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+LOG = logging.getLogger("arenite")
+
+
 class Died(Exception):
     """The process died over a call."""
 
@@ -27,22 +31,25 @@ class Died(Exception):
 class Child:
     """One process, its socket, and what it still owes."""
 
-    def __init__(self, arguments: tuple[Any, ...], on_message: Callable[[Child, Any], None]) -> None:
+    def __init__(
+        self, arguments: tuple[Any, ...], on_message: Callable[[Child, Any], None], on_gone: Callable[[Child], None]
+    ) -> None:
         ours, theirs = socket.socketpair()
         environment = {"GOMP_SPINCOUNT": "1000", **os.environ}  # before anything loads libgomp there
-        with theirs:
+        with ours, theirs:
             self.process = spawn.start(
                 worker.__name__, "main", theirs.fileno(), os.getpid(), *arguments, pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment,
             )
-        self._connection = Connection(ours.detach())
+            self._connection = Connection(ours.detach())
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self.calls: dict[int, tuple[str, Future[Any], float]] = {}
         self.ready: Future[None] = Future()
         self.gone = threading.Event()
+        self.pinged = 0.0  # when it was asked last whether it lives, by `time.monotonic`
         self.served = False  # whether it has sent events of requests
         self.answers: list[float] = []  # seconds that recent pings took
-        self._on_message = on_message
+        self._on_message, self._on_gone = on_message, on_gone
         for target in (self._read, self._write):
             threading.Thread(target=target, daemon=True, name=f"arenite{target.__name__}").start()
 
@@ -67,12 +74,17 @@ class Child:
         return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
     def _read(self) -> None:
-        with contextlib.suppress(EOFError, OSError, pickle.UnpicklingError):
+        try:
             while True:
-                message = worker.read_value(self._connection.recv_bytes())
-                self._on_message(self, message)
-        self.kill()
-        self.gone.set()
+                self._on_message(self, worker.read_value(self._connection.recv_bytes()))
+        except (EOFError, OSError):
+            pass
+        except Exception:  # what it says makes no sense: it is not to be trusted any more
+            LOG.exception("the engine's process sent something strange and is replaced")
+        finally:
+            self.kill()
+            self._on_gone(self)
+            self.gone.set()
 
     def _write(self) -> None:
         with contextlib.suppress(OSError):

@@ -248,11 +248,12 @@ class Engine:
         try:
             accepted = lane.submit(message.ticket, message.request, message.at)
             if accepted and message.request.form is not None:
-                self._compile(lane, message.ticket, message.request.form)
+                again = message.request.resume is not None
+                self._compile(lane, message.ticket, message.request.form, accepted=again)
         except Exception as error:  # noqa: BLE001 - a request that trips over a bug ends alone
             self._post_end(message.ticket, EngineFailed(f"the request failed with {type(error).__name__}: {error}"))
 
-    def _compile(self, lane: Lane, ticket: int, form: Form) -> None:
+    def _compile(self, lane: Lane, ticket: int, form: Form, *, accepted: bool) -> None:
         """Have a form compiled on a worker's thread; the request waits for it, nobody else does."""
 
         def done(future: Future[Grammar]) -> None:
@@ -263,7 +264,7 @@ class Engine:
             with contextlib.suppress(EngineError):
                 self._post(_Call(lambda: lane.compiled(ticket, outcome), Future()))
 
-        lane.compiler.submit(form).add_done_callback(done)
+        lane.compiler.submit(form, accepted=accepted).add_done_callback(done)
 
     def _send(self) -> None:
         """Hand over the events of all lanes in one go."""

@@ -193,8 +193,10 @@ class Compiler:
         """Return the form's grammar, compiled if it is not known; see `submit`."""
         return self.submit(form).result()
 
-    def submit(self, form: Form) -> Future[Grammar]:
+    def submit(self, form: Form, *, accepted: bool = False) -> Future[Grammar]:
         """Return a promise of the form's grammar, kept already if it is known.
+
+        ``accepted``: its request was accepted by another engine, so it waits however many there are.
 
         The future raises BadSchema if the form does not compile within the limits, Busy if too much waits,
         EngineClosed after `close`.
@@ -209,7 +211,7 @@ class Compiler:
                 _settle(future, known)
             elif form in self._waiting:
                 self._waiting[form].append(future)
-            elif len(self._waiting) >= WAITING:
+            elif len(self._waiting) >= WAITING and not accepted:
                 _settle(future, Busy(f"{WAITING} forms wait to be compiled", retry_ms=int(1e3 * self._limit_s)))
             else:
                 if self._thread is None:

@@ -7,6 +7,7 @@ bytes; an entry is charged with the longest answer it may get, so that a running
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -18,8 +19,8 @@ from .sampling import real_seed
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-TOKEN_BYTES = 8
-ENTRY_BYTES = 2048  # what an entry takes beside its tokens
+TOKEN_BYTES, ANSWER_BYTES = 36, 5  # of a prompt, a tuple of Python's numbers; of an answer, an array that grows
+ENTRY_BYTES = 4096  # what an entry takes beside its tokens and its form
 DEATHS = 2  # engine deaths after which a request that was present at each is given up
 
 
@@ -28,7 +29,7 @@ class Entry:
     """One unfinished request.
 
     ``sent``     whether the engine that runs now has it; ``deaths``: of engines that had it
-    ``accepted``, ``started``  whether its owner has heard so
+    ``accepted``, ``started``  whether its owner has heard so; ``cancelled``: whether its owner wants no more
     ``tokens``, ``draws``      of the answer, committed so far
     """
 
@@ -41,16 +42,17 @@ class Entry:
     deaths: int = 0
     accepted: bool = False
     started: bool = False
-    tokens: list[int] = field(default_factory=list)
+    cancelled: bool = False
+    tokens: array[int] = field(default_factory=lambda: array("i"))
     draws: int = 0
     first_token: float | None = None
 
     def continuation(self) -> Request:
         """Return the request that gives the rest of the answer, word for word.
 
-        Requests with its key were there before it and wait for each other; nobody is superseded twice.
+        Once it was accepted its key has done its work: it waits for others, and nobody is superseded twice.
         """
-        if not self.deaths and not self.tokens:
+        if not self.accepted:
             return self.request
         return replace(self.request, policy="queue", resume=Resume(tuple(self.tokens), self.draws))
 
@@ -65,7 +67,8 @@ class Journal:
     def add(self, ticket: int, model: int, request: Request, submitted: float, context: int) -> Entry:
         """Note a request, with a real seed in place of a random one.  Raises Busy if its answer may not fit."""
         answer = min(request.max_tokens or context, max(0, context - len(request.tokens)))
-        cost = ENTRY_BYTES + TOKEN_BYTES * (len(request.tokens) + answer)
+        form = len(request.form.text) if request.form is not None else 0
+        cost = ENTRY_BYTES + TOKEN_BYTES * len(request.tokens) + ANSWER_BYTES * answer + form
         if self.used + cost > self.limit:
             raise Busy(f"the journal of unfinished requests is full ({self.limit:,} bytes)", 500)
         sampling = replace(request.sampling, seed=real_seed(request.sampling.seed))
@@ -102,7 +105,7 @@ class Journal:
                 fresh, entry.started = not entry.started, True
                 return event if fresh else None
             case Progress():
-                entry.tokens += event.tokens
+                entry.tokens.extend(event.tokens)
                 entry.draws = event.draws
                 if event.tokens and entry.first_token is None:
                     entry.first_token = now

@@ -99,7 +99,7 @@ class Lane:
 
     def _check_deadline(self, sequence: Sequence) -> None:
         deadline = sequence.request.deadline
-        if deadline is not None:
+        if deadline is not None and sequence.request.resume is None:  # what was accepted once runs to its deadline
             estimate = self.scheduler.estimate_s(sequence.request, sequence.rank)
             if self.clock() + estimate > sequence.due:
                 raise DeadlineMissed(deadline, estimate)

@@ -24,12 +24,14 @@ import time
 from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import machine
-from .child import Child, Died
+from .child import LOG, Child, Died
+from .config import NULL_MODEL
 from .engine import RETRY_MS, Loaded
-from .errors import Busy, EngineClosed, EngineFailed, Error
+from .errors import Busy, EngineClosed, EngineError, EngineFailed, Error, MemoryPlanError, NoGPU
 from .events import Event, Failed, Finished, Reason, Usage
 from .journal import DEATHS, Entry, Journal
 from .stats import EngineStatus
@@ -48,6 +50,7 @@ START_S, LOAD_S = 60.0, 900.0  # seconds that a start, and loading a model, may 
 HANG_S, HANG_STEPS = 10.0, 20  # a child is hung after so many seconds, or so many times its slowest recent answer
 RECENT = 60  # pings that count as recent
 PING_S, TICK_S = 1.0, 0.1
+RELOADS = 5  # times that loading a model again may fail for want of memory
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0  # backoff between starts; a child that has served resets it
 REPEATABLE = {"plan", "forget", "encode", "pieces", "ping"}  # calls that a new child may answer instead
 PIECES = 4096  # pieces of a vocabulary that are kept here
@@ -57,7 +60,8 @@ PIECES = 4096  # pieces of a vocabulary that are kept here
 class _Model:
     """A model that shall be loaded.
 
-    ``there``: its number in the child that runs now, None while it has none.  ``deaths``: of children over loading it.
+    ``there``: its number in the child that runs now, None while it has none.  ``deaths``: of children over loading it;
+    ``failures``: to load it again in a row.
     """
 
     number: int
@@ -65,6 +69,7 @@ class _Model:
     info: ModelInfo
     there: int | None
     deaths: int = 0
+    failures: int = 0
 
 
 class RemoteVocabulary:
@@ -120,15 +125,20 @@ class Engine:
         self._up = threading.Event()
         self._closed = False
         self._restarts, self._trouble, self._pause = 0, "", FIRST_PAUSE_S
-        self._last: Status | None = None
         self._wake = threading.Event()
         self._events: queue.SimpleQueue[list[Event] | None] = queue.SimpleQueue()  # in their order
-        self._child = self._start()
-        self._up.set()
+        self._lost: dict[str, str] = {}  # names of models that could not be loaded again, and why
+        first: Future[Child] = Future()
+        # A child ends with the thread that started it (PR_SET_PDEATHSIG), so one thread starts them all.
+        self._supervisor = threading.Thread(
+            target=self._supervise, args=(first,), name="arenite-supervisor", daemon=True
+        )
         self._messenger = threading.Thread(target=self._deliver, name="arenite-messenger", daemon=True)
-        self._messenger.start()
-        self._supervisor = threading.Thread(target=self._supervise, name="arenite-supervisor", daemon=True)
         self._supervisor.start()
+        self._child = first.result()
+        self._messenger.start()
+        self._up.set()
+        self._last: Status = self._call("status")
 
     # ---- any thread: the interface of the engine ----
 
@@ -154,16 +164,22 @@ class Engine:
         with self._lock:
             entry = self._journal.get(ticket)
             if entry is not None and entry.sent:
+                entry.cancelled = True  # if the child dies over it, the next one is not asked
                 self._child.send("cancel", ticket)
             elif entry is not None:  # no engine has it at the moment
                 self._end_here(entry, "cancelled")
 
     def load(self, options: ModelOptions) -> Loaded:
         """Load a model; it is loaded again after a death.  Raises as the engine does."""
-        there, info = self._call("load", options, timeout=LOAD_S)
+        if options.path != NULL_MODEL:  # another child may be started from another folder
+            options = replace(options, path=str(Path(options.path).absolute()))
+        there, info, child = self._call("load", options, timeout=LOAD_S, whose=True)
         with self._lock:
+            if child is not self._child or not self._up.is_set():
+                raise EngineFailed(f"the engine's process died over load: {self._trouble}")
             number = next(self._numbers)
             self._models[number] = _Model(number, options, info, there)
+            self._lost.pop(options.name, None)
         return Loaded(number, info, RemoteVocabulary(self, number))
 
     def plan(self, options: ModelOptions) -> Plan:
@@ -177,22 +193,24 @@ class Engine:
             known = self._models.pop(model, None)
         if known is None:
             return
-        if known.there is not None:
-            self._call("unload", known.there)
-        with self._lock:
-            for entry in self._journal:
-                if entry.model == model and not entry.sent:
-                    self._fail(entry, EngineClosed(f"model {known.info.name} was unloaded"))
+        try:
+            with self._lock:
+                future = self._ask_child(self._child, "unload", (known.there,)) if known.there is not None else None
+            if future is not None:
+                with contextlib.suppress(Died):  # and the model with it
+                    future.result(LOAD_S)
+        finally:
+            with self._lock:  # what the child has ended is not in the journal any more
+                for entry in self._journal:
+                    if entry.model == model:
+                        self._fail(entry, EngineClosed(f"model {known.info.name} was unloaded"))
 
     def status(self) -> Status:
         """Return a frozen picture; while no engine runs the last one, degraded, with the reason."""
         last = self._last
-        if self._up.is_set() or last is None:
-            try:
+        if self._up.is_set():
+            with contextlib.suppress(EngineFailed):  # it died over that
                 last = self._call("status")
-            except EngineFailed:  # it died over that
-                if last is None:
-                    raise
         with self._lock:
             self._last = last
             return self._with_engine(last)
@@ -227,28 +245,36 @@ class Engine:
 
     # ---- calls ----
 
-    def _call(self, name: str, *arguments: Any, timeout: float = LOAD_S) -> Any:
-        """Ask the child and wait for the answer; a repeatable call is made again if the child dies over it."""
+    def _call(self, name: str, *arguments: Any, timeout: float = LOAD_S, whose: bool = False) -> Any:
+        """Ask the child and wait for the answer; a repeatable call is made again if the child dies over it.
+
+        ``whose``: return the child that answered as well.
+        """
         attempts = DEATHS if name in REPEATABLE else 0
         while True:
-            future = self._ask(name, arguments)
+            child, future = self._ask(name, arguments)
             try:
-                return future.result(timeout)
+                found = future.result(timeout)
             except FutureTimeout:
                 raise EngineFailed(f"the engine's process did not answer {name} within {timeout:g} s") from None
             except Died:
                 if not attempts:
                     raise EngineFailed(f"the engine's process died over {name}: {self._trouble}") from None
                 attempts -= 1
+            else:
+                return (*found, child) if whose else found
 
-    def _ask(self, name: str, arguments: tuple[Any, ...]) -> Future[Any]:
-        if not self._up.wait(START_S + LOAD_S):
-            raise EngineFailed(f"no engine could be started: {self._trouble}")
-        with self._lock:
-            self._check_open()
-            if len(arguments) == 1 and callable(arguments[0]):
-                arguments = arguments[0]()
-            return self._ask_child(self._child, name, arguments)
+    def _ask(self, name: str, arguments: tuple[Any, ...]) -> tuple[Child, Future[Any]]:
+        while True:
+            if not self._up.wait(START_S + LOAD_S):
+                raise EngineFailed(f"no engine could be started: {self._trouble}")
+            with self._lock:
+                self._check_open()
+                if not self._up.is_set():  # it died just now
+                    continue
+                if len(arguments) == 1 and callable(arguments[0]):
+                    arguments = arguments[0]()
+                return self._child, self._ask_child(self._child, name, arguments)
 
     def _ask_child(self, child: Child, name: str, arguments: tuple[Any, ...]) -> Future[Any]:
         future: Future[Any] = Future()
@@ -272,6 +298,13 @@ class Engine:
 
     # ---- the reader's thread ----
 
+    def _on_gone(self, child: Child) -> None:
+        """Let nobody take a dead child for a living one, from the moment that its socket is closed."""
+        with self._lock:
+            if child is getattr(self, "_child", None):
+                self._up.clear()
+            self._fail_calls(child)
+
     def _on_message(self, child: Child, message: tuple[Any, ...]) -> None:
         match message:
             case ("events", events):
@@ -289,7 +322,10 @@ class Engine:
     def _settle(self, child: Child, kind: str, number: int, value: Any) -> None:
         with self._lock:
             name, future, asked = child.calls.pop(number, ("", None, 0.0))
-            if name == "ping":
+            if name == "ping" and kind == "error":  # its engine's thread has ended
+                self._trouble = f"the engine's thread ended: {value}"
+                child.kill()
+            elif name == "ping":
                 child.answers = [*child.answers[-RECENT:], time.monotonic() - asked]
         if future is not None:
             with contextlib.suppress(InvalidStateError):
@@ -301,14 +337,18 @@ class Engine:
 
     def _deliver(self) -> None:
         while (events := self._events.get()) is not None:
-            self._tell(events)
+            for event in events:
+                try:
+                    self._tell([event])
+                except Exception:  # noqa: BLE001 - it is the follower's: nobody else's events must be lost over it
+                    LOG.exception("whoever follows request %d failed", event.ticket)
 
     # ---- entries ----
 
     def _send_entry(self, entry: Entry) -> None:
         """Hand an entry to the child, if its model is loaded there."""
         there = self._models[entry.model].there if entry.model in self._models else None
-        if self._up.is_set() and there is not None:
+        if self._up.is_set() and there is not None and not self._child.gone.is_set():
             entry.sent = True
             self._child.send("submit", entry.ticket, there, entry.continuation(), entry.submitted)
 
@@ -330,11 +370,12 @@ class Engine:
 
     def _start(self) -> Child:
         """Start a child and wait until it is ready.  Raises its error, or EngineFailed."""
-        child = Child(self._arguments, self._on_message)
+        child = Child(self._arguments, self._on_message, self._on_gone)
         try:
             until = time.monotonic() + START_S
             while not child.ready.done():
-                if child.gone.is_set() and not child.ready.done():
+                if self._closed or (child.gone.is_set() and not child.ready.done()):
+                    child.kill()
                     raise EngineFailed(f"the engine's process {child.fate()} before it was ready")
                 if time.monotonic() > until:
                     raise EngineFailed(f"the engine's process was not ready within {START_S:g} s")
@@ -345,18 +386,31 @@ class Engine:
             raise
         return child
 
-    def _supervise(self) -> None:
-        pinged = 0.0
-        while not self._closed:
-            child = self._child
-            if child.gone.is_set() or self._hangs(child):
-                self._replace(child)
-            elif time.monotonic() - pinged >= PING_S:
-                pinged = time.monotonic()
-                with self._lock:
-                    self._ask_child(child, "ping", ())
-            self._wake.wait(TICK_S)
-        self._shut_down()
+    def _supervise(self, first: Future[Child]) -> None:
+        try:
+            child = self._start()
+        except BaseException as error:  # noqa: BLE001 - it is handed to the thread that waits for us
+            first.set_exception(error)
+            return
+        first.set_result(child)
+        self._child = child
+        try:
+            while not self._closed:
+                self._look_after(self._child)
+                self._wake.wait(TICK_S)
+        finally:  # also over a bug of ours: nobody must wait for ever
+            self._closed = True
+            self._shut_down()
+
+    def _look_after(self, child: Child) -> None:
+        if child.gone.is_set() or self._hangs(child):
+            self._replace(child)
+            return
+        with self._lock:
+            asked = any(name == "ping" for name, _, _ in child.calls.values())
+            if not asked and time.monotonic() - child.pinged >= PING_S:
+                child.pinged = time.monotonic()
+                self._ask_child(child, "ping", ())
 
     def _hangs(self, child: Child) -> bool:
         """Tell whether the child owes an answer for longer than it may; if so, it is killed."""
@@ -376,46 +430,59 @@ class Engine:
 
     def _replace(self, child: Child) -> None:
         """Bury a child, start another, load the models again, and send it what is unfinished."""
-        with self._lock:
-            self._up.clear()
-            stood_still, self._trouble = self._trouble, ""
-            self._trouble = stood_still or f"the engine's process {child.fate()}"
-            self._fail_calls(child)
-            for model in self._models.values():
-                model.there = None
-            for entry in self._journal:
-                entry.deaths += entry.sent
-                entry.sent = False
-                if entry.deaths >= DEATHS:
-                    self._fail(entry, EngineFailed(
-                        f"the engine died {DEATHS} times with this request under way ({self._trouble}): change it"
-                    ))
+        self._bury(child)
         self._changed()
-        child.close()
         if child.served:
             self._pause = FIRST_PAUSE_S
         while not self._closed:
             self._rest(self._pause)
             self._pause = min(2 * self._pause, LONGEST_PAUSE_S)
+            fresh = None
             try:
                 fresh = self._start()
-                self._reload(fresh)
-            except Error as error:
-                self._trouble = f"{self._trouble}; no other could be started: {error}"[-500:]
+                there = self._reload(fresh)
+            except Exception as error:  # noqa: BLE001 - whatever it is (no descriptors, no memory): try again
+                if fresh is not None:
+                    fresh.close()
+                what = f"it {fresh.fate()} while it loaded its models" if isinstance(error, Died) and fresh else error
+                self._trouble = f"{self._trouble}; the next: {what}"[-500:]
                 continue
-            except Died:
-                fresh.close()
-                self._trouble = f"the engine's process {fresh.fate()} while it loaded its models"
-                continue
-            break
-        else:
+            self._put_to_work(fresh, there)
             return
+
+    def _bury(self, child: Child) -> None:
+        """Take a dead child's work back; a request that was present at too many deaths ends, and a cancelled one."""
+        child.close()
         with self._lock:
-            self._child, self._restarts = fresh, self._restarts + 1
-            self._up.set()
+            self._up.clear()
+            self._fail_calls(child)
+            self._trouble = self._trouble or f"the engine's process {child.fate()}"
+            for model in self._models.values():
+                model.there = None
             for entry in self._journal:
-                self._send_entry(entry)
-        self._trouble = ""
+                entry.deaths += entry.sent
+                entry.sent = False
+                if entry.cancelled:
+                    self._end_here(entry, "cancelled")
+                elif entry.model not in self._models:
+                    self._fail(entry, EngineClosed("the model was unloaded"))
+                elif entry.deaths >= DEATHS:
+                    self._fail(entry, EngineFailed(
+                        f"the engine died {DEATHS} times with this request under way ({self._trouble}): change it"
+                    ))
+
+    def _put_to_work(self, fresh: Child, there: dict[int, int]) -> None:
+        with self._lock:
+            self._child, self._restarts, self._trouble = fresh, self._restarts + 1, ""
+            for number, loaded in there.items():
+                if number in self._models:
+                    self._models[number].there = loaded
+                else:  # it was unloaded meanwhile
+                    self._ask_child(fresh, "unload", (loaded,))
+            if not fresh.gone.is_set():
+                self._up.set()
+                for entry in self._journal:
+                    self._send_entry(entry)
         self._changed()
 
     def _rest(self, seconds: float) -> None:
@@ -433,32 +500,48 @@ class Engine:
                 if not entry.sent and deadline is not None and now > entry.submitted + deadline:
                     self._end_here(entry, "deadline")
 
-    def _reload(self, child: Child) -> None:
-        """Load every model into a new child.  One that can not be loaded any more ends its requests, not the others."""
-        for model in list(self._models.values()):
+    def _reload(self, child: Child) -> dict[int, int]:
+        """Load every model into a new child; returns their numbers there.
+
+        One that can not be loaded any more ends its requests, not the others.  Raises Died if the child does, and the
+        error of a model that may yet be loaded: its memory may still be on its way back.
+        """
+        there = {}
+        with self._lock:
+            models = list(self._models.values())
+        for model in models:
             future, until = self._ask_child(child, "load", (model.options,)), time.monotonic() + LOAD_S
             while not future.done():
                 self._strike()
                 with contextlib.suppress(FutureTimeout, Error, Died):
                     future.result(TICK_S)
-                if time.monotonic() > until:
+                if self._closed or time.monotonic() > until:
                     child.kill()
                 if child.gone.is_set():
                     self._fail_calls(child)
             try:
-                model.there, model.info = future.result()
+                there[model.number], model.info = future.result()
             except Died:
                 model.deaths += 1
                 if model.deaths >= DEATHS:
                     self._give_up(model, EngineFailed(f"the engine died {DEATHS} times over loading it"))
                 raise
+            except (MemoryPlanError, NoGPU, EngineError) as error:
+                model.failures += 1
+                if model.failures < RELOADS:
+                    raise
+                self._give_up(model, error)
             except Error as error:
                 self._give_up(model, error)
+            else:
+                model.failures = 0
+        return there
 
     def _give_up(self, model: _Model, error: Error) -> None:
         """Drop a model that can not be loaded again, and end its requests."""
         with self._lock:
             self._models.pop(model.number, None)
+            self._lost[model.options.name] = str(error)
             for entry in self._journal:
                 if entry.model == model.number:
                     self._fail(entry, error)
@@ -481,7 +564,11 @@ class Engine:
         memory, threads = machine.process_facts(process.pid) if up else (0, 0)
         engine = EngineStatus(process.pid if up else None, memory, threads, self._restarts, len(self._journal),
                               self._journal.used, self._journal.limit)
-        if up:
+        if up and not self._lost:
             return replace(status, engine=engine)
+        if up:
+            name, why = next(iter(self._lost.items()))
+            reason = f"model {name} could not be loaded again: {why}"
+            return replace(status, state="degraded", reason=reason, engine=engine)
         trouble = self._trouble or f"the engine's process {self._child.fate()}"
         return replace(status, state="degraded", reason=f"restarting: {trouble}", engine=engine)

@@ -68,6 +68,7 @@ class Worker:
         self._connection = connection
         self._sending = threading.Lock()
         self._pool = ThreadPoolExecutor(CALLS, thread_name_prefix="arenite-call")
+        self._pings = ThreadPoolExecutor(1, thread_name_prefix="arenite-ping")  # calls that wait must not keep them
         self._loaded: dict[int, Loaded] = {}
         self.engine = Engine(lambda: Loader(arena, gpu_arena), self._deliver, limit=limit)
 
@@ -81,7 +82,8 @@ class Worker:
                     break
                 getattr(self, f"_on_{what}")(*rest)
         self.engine.close()
-        self._pool.shutdown(cancel_futures=True)
+        for pool in (self._pool, self._pings):
+            pool.shutdown(cancel_futures=True)
 
     def _send(self, *message: Any) -> None:
         data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
@@ -101,7 +103,8 @@ class Worker:
         self.engine.cancel(ticket)
 
     def _on_call(self, call: int, name: str, arguments: tuple[Any, ...]) -> None:
-        self._pool.submit(self._answer, call, getattr(self, f"_do_{name}"), arguments)
+        pool = self._pings if name == "ping" else self._pool
+        pool.submit(self._answer, call, getattr(self, f"_do_{name}"), arguments)
 
     def _answer(self, call: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         try:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import random
+import resource
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +22,7 @@ import arenite
 from arenite.runtime import remote
 from arenite.runtime.config import ModelOptions
 from arenite.runtime.errors import ArenaTooSmall, Busy, EngineClosed, EngineFailed
-from arenite.runtime.events import Failed, Finished, Progress
+from arenite.runtime.events import Accepted, Failed, Finished, Progress
 from arenite.runtime.journal import Journal
 from arenite.runtime.request import Request, Sampling
 from arenite.runtime.worker import read_value
@@ -169,9 +172,10 @@ def test_a_request_that_is_there_at_two_deaths_is_given_up_and_the_rest_go_on(is
     model = isolated.load("null:", name="two-deaths", **NULL)
     doomed = model.submit([100] * 4, max_tokens=7000, ignore_end=True)
     until(lambda: len(doomed.partial()) > 0, "a token")
-    kill(isolated)
+    victim = kill(isolated)
+    until(lambda: (engine := isolated.status().engine) is not None and engine.pid not in (victim, None), "another one")
     said = len(doomed.partial())
-    until(lambda: len(doomed.partial()) > said + 5, "it goes on")
+    until(lambda: len(doomed.partial()) > said, "it goes on")
     later = model.submit([101] * 4, max_tokens=500, ignore_end=True)
     until(lambda: len(later.partial()) > 0, "a token")
     text = doomed.partial()
@@ -207,7 +211,7 @@ def test_a_full_journal_answers_busy_and_drops_nothing() -> None:
     engine = remote.Engine("auto", "auto", ends.extend, journal_bytes=200_000)
     try:
         model = engine.load(ModelOptions("null:", **NULL)).number  # type: ignore[arg-type]
-        request, taken = Request((97,) * 50, max_tokens=2000, ignore_end=True), 200_000 // (2048 + 8 * 2050)
+        request, taken = Request((97,) * 50, max_tokens=2000, ignore_end=True), 200_000 // (4096 + 36 * 50 + 5 * 2000)
         for _ in range(taken):
             engine.submit(engine.next_ticket(), model, request)
         with pytest.raises(Busy, match="journal"):
@@ -268,6 +272,109 @@ def test_whoever_hears_of_an_end_may_call_the_engine(isolated: arenite.Runtime) 
     until(lambda: bool(heard), "the callback")
     assert heard[0][1].result(WAIT_S).usage.answer_tokens == 2
     model.close()
+
+
+def test_what_a_stopped_engine_never_heard_holds_for_the_next_one() -> None:
+    """Cancels, unloading, and the policies of keys, sent to a process that dies before it reads them."""
+    with arenite.Runtime(isolated=True) as runtime:
+        model, other = (runtime.load("null:", name=name, **NULL) for name in ("a", "b"))
+        long: dict[str, Any] = {"max_tokens": 4000, "ignore_end": True}
+        gone, first = model.submit([97], **long), model.submit([98], key="k", **long)
+        dropped = other.submit([99], **long)
+        until(lambda: all(ticket.partial() for ticket in (gone, first, dropped)), "tokens")
+        victim = kill(runtime, signal.SIGSTOP)
+        gone.cancel()
+        second = model.submit([100], max_tokens=5, ignore_end=True, key="k", policy="latest")
+        third = model.submit([101], max_tokens=5, ignore_end=True, key="k", policy="reject")
+        closing = threading.Thread(target=other.close)
+        closing.start()
+        time.sleep(0.3)
+        os.kill(victim, signal.SIGKILL)
+        closing.join(WAIT_S)
+        with pytest.raises(EngineClosed):
+            dropped.result(WAIT_S)
+        assert second.result(WAIT_S).usage.answer_tokens == 5
+        with pytest.raises(arenite.KeyTaken):
+            third.result(WAIT_S)
+        until(lambda: gone.done and first.done, "their ends")
+        assert (gone.completion().reason, first.completion().reason) == ("cancelled", "superseded")
+        assert model.generate([97], max_tokens=3, ignore_end=True).usage.answer_tokens == 3
+        assert [each.info.name for each in runtime.status().models] == ["a"]
+
+
+def test_calls_right_after_a_death_wait_for_the_next_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = checkpoints.gguf_file("tiny", "f16")
+    shutil.copy(path, tmp_path / "m.gguf")
+    monkeypatch.chdir(tmp_path)
+    made: list[arenite.Runtime] = []
+    maker = threading.Thread(target=lambda: made.append(arenite.Runtime("64MiB", isolated=True)))
+    maker.start()
+    maker.join()
+    with made[0] as runtime:  # the thread that made it has ended
+        model = runtime.load("m.gguf", context=256, streams=2, threads=1)
+        tokens = model.tokenize("a b")
+        monkeypatch.chdir("/")
+        for restarts in range(1, 4):
+            kill(runtime)
+            assert model.tokenize("a b") == tokens
+            assert model.generate("a b", max_tokens=3, ignore_end=True).usage.answer_tokens == 3
+            engine = runtime.status().engine
+            assert engine is not None
+            assert engine.restarts == restarts
+        assert runtime.status().state == "ready"
+
+
+def test_many_forms_survive_a_death() -> None:
+    with arenite.Runtime(isolated=True) as runtime:
+        model = runtime.load("null:", **NULL)
+        tickets = [model.submit([97], schema={"enum": [f"w{n}", f"v{n}"]}, max_tokens=9) for n in range(40)]
+        until(lambda: any(ticket.done for ticket in tickets), "an answer")
+        more = [model.submit([97], schema={"enum": [f"x{n}", f"y{n}"]}, max_tokens=9) for n in range(40)]
+        until(lambda: all(ticket.state != "accepted" or ticket.done for ticket in tickets), "they run")
+        kill(runtime)
+        for ticket in (*tickets, *more):
+            with contextlib.suppress(Busy):  # refused before the death, for too many forms at once
+                assert len(ticket.result(WAIT_S).text) >= 2
+
+
+def test_a_follower_that_fails_harms_nobody_else() -> None:
+    heard: list[Event] = []
+
+    def follow(events: list[Event]) -> None:
+        if any(event.ticket == 1 for event in events):
+            raise ValueError("a bug of the follower")
+        heard.extend(events)
+
+    engine = remote.Engine("auto", "auto", follow)
+    try:
+        model = engine.load(ModelOptions("null:", **NULL)).number  # type: ignore[arg-type]
+        for _ in range(2):
+            engine.submit(engine.next_ticket(), model, Request((97,), max_tokens=3, ignore_end=True))
+        until(lambda: any(isinstance(event, Finished) and event.ticket == 2 for event in heard), "the other's end")
+    finally:
+        engine.close()
+
+
+def test_an_engine_can_be_started_again_when_descriptors_ran_out() -> None:
+    with arenite.Runtime(isolated=True) as runtime:
+        model = runtime.load("null:", **NULL)
+        ticket = model.submit([97], max_tokens=4000, ignore_end=True)
+        until(lambda: bool(ticket.partial()), "a token")
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        held = []
+        victim = pid(runtime)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+        try:
+            with contextlib.suppress(OSError):
+                while True:
+                    held.append(os.open(os.devnull, os.O_RDONLY))
+            os.kill(victim, signal.SIGKILL)
+            time.sleep(1.0)
+        finally:
+            for descriptor in held:
+                os.close(descriptor)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert ticket.result(WAIT_S).usage.answer_tokens == 4000
 
 
 def test_texts_chats_and_forms_work_as_in_process() -> None:
@@ -356,6 +463,8 @@ def test_the_journal_counts_its_bytes_and_gives_continuations() -> None:
     assert entry.continuation() == entry.request
     journal.note(Progress(1, (5, 6), "ab", draws=2), 1.0)
     entry.deaths = 1
+    assert entry.continuation().resume is None, "what was never accepted keeps its key and policy"
+    journal.note(Accepted(1), 1.0)
     resume = entry.continuation().resume
     assert resume is not None
     assert (resume.tokens, resume.draws) == ((5, 6), 2)
