@@ -10,6 +10,8 @@
             print(piece, end="", flush=True)
 """
 
+import typing
+
 from .runtime.api import Model, Runtime
 from .runtime.arena import Plan, Snapshot
 from .runtime.config import ModelOptions
@@ -47,6 +49,19 @@ from .runtime.sampling import TokenLogprob
 from .runtime.session import Session
 from .runtime.stats import Status
 from .runtime.ticket import Completion, Ticket, wait_all
+
+if typing.TYPE_CHECKING:
+    from .adapters.client import connect
+else:
+
+    def __getattr__(name: str) -> object:
+        """Import what talks to a service when it is asked for: without one nobody waits for ZeroMQ."""
+        if name == "connect":
+            from .adapters.client import connect  # noqa: PLC0415
+
+            return connect
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __version__ = "0.1.0"
 
@@ -91,5 +106,6 @@ __all__ = [
     "UnsupportedModel",
     "Usage",
     "__version__",
+    "connect",
     "wait_all",
 ]

@@ -18,7 +18,9 @@ COMMANDS = {
     "demo": ("arenite.examples.assistant.demo", "Talk to the assistant that ships with arenite."),
     "doctor": ("arenite.runtime.doctor", "What works on this machine, and what to do about the rest."),
     "plan": ("arenite.runtime.cli", "What a model will take of the arena, before it is loaded."),
-    "run": ("arenite.runtime.cli", "Answer one prompt."),
+    "run": ("arenite.adapters.run", "Answer one prompt, here or at a service."),
+    "serve": ("arenite.adapters.serve", "Serve models to clients: the service."),
+    "top": ("arenite.adapters.top", "What a running service does."),
 }
 
 

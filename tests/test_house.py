@@ -53,7 +53,7 @@ THIRD_PARTIES = {  # package -> the only modules that may import it; a name endi
     "torch": {"examples.assistant."},
     "safetensors": {"examples.assistant."},
     "click": {"__main__", "runtime.console", "runtime.cli", "runtime.doctor", "runtime.bench", "quantize.cli",
-              "examples.assistant.", "benchmarks."},
+              "adapters.serve", "adapters.run", "adapters.top", "examples.assistant.", "benchmarks."},
     "rich": {"runtime.console", "runtime.picture", "runtime.doctor", "runtime.bench", "examples.assistant.",
              "benchmarks."},
     "numpy": {"runtime.grammar", "runtime.sampling", "runtime.lane", "runtime.prefix", "runtime.pool",
