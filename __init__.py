@@ -44,6 +44,7 @@ from .runtime.errors import (
 )
 from .runtime.events import Usage
 from .runtime.forms import Form
+from .runtime.remote import Isolation
 from .runtime.request import Request, Sampling
 from .runtime.sampling import TokenLogprob
 from .runtime.session import Session
@@ -84,6 +85,7 @@ __all__ = [
     "Form",
     "GrammarError",
     "InvalidRequest",
+    "Isolation",
     "KeyTaken",
     "MemoryPlanError",
     "MissingDependency",

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..runtime.api import Runtime
 from ..runtime.errors import ConfigError, EngineError, Error
+from ..runtime.remote import Isolation
 from . import settings as files
 from .bridge import Bridge
 from .catalog import Catalog
@@ -41,8 +42,16 @@ ENVELOPE = 256  # bytes of a chunk beside its text
 ANSWER_S = 2.0  # between two questions to the engine
 LOOP_S, LINK_S, ENGINE_S = 10.0, 10.0, 20.0  # bounds of the watchdog's sources
 LAST_WORDS_S = 3.0  # for the ends of requests that the grace did not suffice for
-UNUSED = ("engine.journal", "engine.hang_start", "engine.hang_load", "engine.hang_step", "engine.backoff_first",
-          "engine.backoff_last", "sessions.folder")  # keys that this version reads and does not apply
+UNUSED = ("sessions.folder",)  # keys that this version reads and does not apply
+
+
+def isolation(settings: Settings) -> Isolation:
+    """Return how the engine's process is watched, as the settings have it."""
+    engine = settings.engine
+    return Isolation(
+        journal_bytes=engine.journal, start_s=engine.hang_start, load_s=engine.hang_load, hang_s=engine.hang_step,
+        first_pause_s=engine.backoff_first, longest_pause_s=engine.backoff_last,
+    )
 
 
 def wire_limits(settings: Settings) -> Limits:
@@ -115,7 +124,8 @@ class Service:
         """Start the engine and load the models; a stop that comes meanwhile is not waited for."""
         ours = self.settings
         self.runtime = self.catalog.runtime = await asyncio.to_thread(
-            Runtime, ours.arena.size, gpu_arena=ours.arena.gpu, limit=ours.engine.limit, isolated=True,
+            Runtime, ours.arena.size, gpu_arena=ours.arena.gpu, limit=ours.engine.limit,
+            isolated=isolation(ours),
         )
         self._status = await self._answer()
         self._task(self._ask_engine())

@@ -16,6 +16,7 @@ from .config import ModelOptions
 from .engine import Engine
 from .errors import ConfigError, EngineError, InvalidRequest
 from .forms import Form
+from .remote import Isolation
 from .request import Request, Sampling
 from .sampling import real_seed, seed_of_copy
 from .scheduler import check_fits
@@ -55,22 +56,24 @@ class Runtime:
     ``gpu_arena``: the same of each GPU that ggml sees.
     ``limit``: requests that may be unfinished at a time.
     ``isolated``: the engine runs in a process of its own.  If that dies, another goes on with every answer where it
-    stood: what was given is never changed, repeated or lost (`remote`).
+    stood: what was given is never changed, repeated or lost (`remote`).  An `Isolation` says how it is watched.
 
     Raises ConfigError for a size that is none and ArenaTooSmall if the machine has not that much.  A second Runtime
     of the same process shares the arena of the first: loading raises ArenaBusy if its plan does not fit beside it.
     """
 
     def __init__(
-        self, arena: str | int = "auto", *, gpu_arena: str | int = "auto", limit: int = 1024, isolated: bool = False
+        self, arena: str | int = "auto", *, gpu_arena: str | int = "auto", limit: int = 1024,
+        isolated: bool | Isolation = False,
     ) -> None:
         self._tickets: dict[int, Ticket] = {}
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
             raise ConfigError(f"limit is {limit!r}: give a whole number of at least 1")
-        _check_flags(isolated=isolated)
+        rules = isolated if isinstance(isolated, Isolation) else Isolation()
+        _check_flags(isolated=isolated is rules or isolated)
         dispatch = _Dispatch(self._tickets)
         self._engine = (  # of one interface
-            cast("Engine", remote.Engine(arena, gpu_arena, dispatch, limit=limit)) if isolated
+            cast("Engine", remote.Engine(arena, gpu_arena, dispatch, limit=limit, isolation=rules)) if isolated
             else Engine(lambda: Loader(arena, gpu_arena), dispatch, limit=limit)
         )
         self._finalizer = weakref.finalize(self, _abandon, self._engine)

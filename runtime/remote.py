@@ -23,7 +23,7 @@ import threading
 import time
 from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ from . import machine
 from .child import LOG, Child, Died
 from .config import NULL_MODEL
 from .engine import RETRY_MS, Loaded
-from .errors import Busy, EngineClosed, EngineError, EngineFailed, Error, MemoryPlanError, NoGPU
+from .errors import Busy, ConfigError, EngineClosed, EngineError, EngineFailed, Error, MemoryPlanError, NoGPU
 from .events import Event, Failed, Finished, Reason, Usage
 from .journal import DEATHS, Entry, Journal
 from .stats import EngineStatus
@@ -45,15 +45,38 @@ if TYPE_CHECKING:
     from .request import Request
     from .stats import Status
 
-JOURNAL_BYTES = 64 << 20
-START_S, LOAD_S = 60.0, 900.0  # seconds that a start, and loading a model, may take
-HANG_S, HANG_STEPS = 10.0, 20  # a child is hung after so many seconds, or so many times its slowest recent answer
+CLOSE_S = 10.0  # seconds for a process to end by itself
+HANG_STEPS = 20  # slowest recent answers after which a process is hung
 RECENT = 60  # pings that count as recent
 PING_S, TICK_S = 1.0, 0.1
 RELOADS = 5  # times that loading a model again may fail for want of memory
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0  # backoff between starts; a child that has served resets it
 REPEATABLE = {"plan", "forget", "encode", "pieces", "ping"}  # calls that a new child may answer instead
 PIECES = 4096  # pieces of a vocabulary that are kept here
+
+
+@dataclass(frozen=True, slots=True)
+class Isolation:
+    """How an engine's process is watched and replaced.
+
+    ``journal_bytes``     what the unfinished requests may take, each counted with its longest answer
+    ``start_s``, ``load_s``  seconds that a start, and loading a model, may last
+    ``hang_s``            a process is hung after so many seconds without an answer, or after 20 times its slowest
+                          recent one, if that is longer
+    ``first_pause_s``, ``longest_pause_s``  the wait before a new start: it doubles, until a process has served
+    """
+
+    journal_bytes: int = 64 << 20
+    start_s: float = 60.0
+    load_s: float = 900.0
+    hang_s: float = 10.0
+    first_pause_s: float = 0.1
+    longest_pause_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+                raise ConfigError(f"{each.name} is {value!r}: give a number above 0")
 
 
 @dataclass(slots=True)
@@ -70,6 +93,9 @@ class _Model:
     there: int | None
     deaths: int = 0
     failures: int = 0
+
+
+DEFAULTS = Isolation()
 
 
 class RemoteVocabulary:
@@ -107,24 +133,24 @@ class RemoteVocabulary:
 class Engine:
     """Runs models in a supervised child.  Arguments as those of `engine.Engine`, and the sizes of its arenas.
 
-    ``deliver`` is called on a thread of ours.  ``journal_bytes``: see `Journal`.
-    ``changed`` is called without arguments when the state of the child has changed.
+    ``deliver`` is called on a thread of ours.  ``changed`` is called without arguments when the state of the child has
+    changed.
     """
 
     def __init__(
         self, arena: str | int, gpu_arena: str | int, deliver: Callable[[list[Event]], None], *, limit: int = 1024,
-        journal_bytes: int = JOURNAL_BYTES, hang_s: float = HANG_S, changed: Callable[[], None] = lambda: None,
+        isolation: Isolation = DEFAULTS, changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._arguments = (arena, gpu_arena, limit + DEATHS)
-        self._tell, self._changed, self._hang_s = deliver, changed, hang_s
+        self._tell, self._changed, self._rules = deliver, changed, isolation
         self._limit = limit
         self._tickets, self._numbers, self._calls = itertools.count(1), itertools.count(1), itertools.count(1)
         self._lock = threading.RLock()  # guards all below
-        self._journal = Journal(journal_bytes)
+        self._journal = Journal(isolation.journal_bytes)
         self._models: dict[int, _Model] = {}
         self._up = threading.Event()
         self._closed = False
-        self._restarts, self._trouble, self._pause = 0, "", FIRST_PAUSE_S
+        self._restarts, self._trouble, self._pause = 0, "", isolation.first_pause_s
         self._wake = threading.Event()
         self._events: queue.SimpleQueue[list[Event] | None] = queue.SimpleQueue()  # in their order
         self._lost: dict[str, str] = {}  # names of models that could not be loaded again, and why
@@ -173,7 +199,7 @@ class Engine:
         """Load a model; it is loaded again after a death.  Raises as the engine does."""
         if options.path != NULL_MODEL:  # another child may be started from another folder
             options = replace(options, path=str(Path(options.path).absolute()))
-        there, info, child = self._call("load", options, timeout=LOAD_S, whose=True)
+        there, info, child = self._call("load", options, whose=True)
         with self._lock:
             if child is not self._child or not self._up.is_set():
                 raise EngineFailed(f"the engine's process died over load: {self._trouble}")
@@ -184,7 +210,7 @@ class Engine:
 
     def plan(self, options: ModelOptions) -> Plan:
         """Return what loading would take."""
-        found: Plan = self._call("plan", options, timeout=LOAD_S)
+        found: Plan = self._call("plan", options)
         return found
 
     def unload(self, model: int) -> None:
@@ -198,7 +224,7 @@ class Engine:
                 future = self._ask_child(self._child, "unload", (known.there,)) if known.there is not None else None
             if future is not None:
                 with contextlib.suppress(Died):  # and the model with it
-                    future.result(LOAD_S)
+                    future.result(self._rules.load_s)
         finally:
             with self._lock:  # what the child has ended is not in the journal any more
                 for entry in self._journal:
@@ -245,12 +271,12 @@ class Engine:
 
     # ---- calls ----
 
-    def _call(self, name: str, *arguments: Any, timeout: float = LOAD_S, whose: bool = False) -> Any:
+    def _call(self, name: str, *arguments: Any, timeout: float | None = None, whose: bool = False) -> Any:
         """Ask the child and wait for the answer; a repeatable call is made again if the child dies over it.
 
         ``whose``: return the child that answered as well.
         """
-        attempts = DEATHS if name in REPEATABLE else 0
+        attempts, timeout = DEATHS if name in REPEATABLE else 0, timeout or self._rules.load_s
         while True:
             child, future = self._ask(name, arguments)
             try:
@@ -266,7 +292,7 @@ class Engine:
 
     def _ask(self, name: str, arguments: tuple[Any, ...]) -> tuple[Child, Future[Any]]:
         while True:
-            if not self._up.wait(START_S + LOAD_S):
+            if not self._up.wait(self._rules.start_s + self._rules.load_s):
                 raise EngineFailed(f"no engine could be started: {self._trouble}")
             with self._lock:
                 self._check_open()
@@ -372,13 +398,13 @@ class Engine:
         """Start a child and wait until it is ready.  Raises its error, or EngineFailed."""
         child = Child(self._arguments, self._on_message, self._on_gone)
         try:
-            until = time.monotonic() + START_S
+            until = time.monotonic() + self._rules.start_s
             while not child.ready.done():
                 if self._closed or (child.gone.is_set() and not child.ready.done()):
                     child.kill()
                     raise EngineFailed(f"the engine's process {child.fate()} before it was ready")
                 if time.monotonic() > until:
-                    raise EngineFailed(f"the engine's process was not ready within {START_S:g} s")
+                    raise EngineFailed(f"the engine's process was not ready within {self._rules.start_s:g} s")
                 child.gone.wait(0.005)
             child.ready.result()
         except BaseException:
@@ -419,13 +445,13 @@ class Engine:
             owed = [(name, now - asked) for name, _, asked in child.calls.values()]
             slowest = max(child.answers, default=0.0)
         loading = any(name in ("load", "unload", "plan") for name, _ in owed)
-        bound = LOAD_S if loading else max(self._hang_s, HANG_STEPS * slowest)
+        bound = self._rules.load_s if loading else max(self._rules.hang_s, HANG_STEPS * slowest)
         late = max((seconds for name, seconds in owed if name == "ping"), default=0.0)
         if late <= bound:
             return False
         self._trouble = f"the engine stood still for {late:.1f} s"
         child.kill()
-        child.gone.wait(HANG_S)
+        child.gone.wait(CLOSE_S)
         return True
 
     def _replace(self, child: Child) -> None:
@@ -433,10 +459,10 @@ class Engine:
         self._bury(child)
         self._changed()
         if child.served:
-            self._pause = FIRST_PAUSE_S
+            self._pause = self._rules.first_pause_s
         while not self._closed:
             self._rest(self._pause)
-            self._pause = min(2 * self._pause, LONGEST_PAUSE_S)
+            self._pause = min(2 * self._pause, self._rules.longest_pause_s)
             fresh = None
             try:
                 fresh = self._start()
@@ -510,7 +536,7 @@ class Engine:
         with self._lock:
             models = list(self._models.values())
         for model in models:
-            future, until = self._ask_child(child, "load", (model.options,)), time.monotonic() + LOAD_S
+            future, until = self._ask_child(child, "load", (model.options,)), time.monotonic() + self._rules.load_s
             while not future.done():
                 self._strike()
                 with contextlib.suppress(FutureTimeout, Error, Died):
@@ -554,7 +580,7 @@ class Engine:
                 self._fail(entry, error)
             self._child.send("stop")
         self._events.put(None)
-        self._child.gone.wait(HANG_S)
+        self._child.gone.wait(CLOSE_S)
         self._fail_calls(self._child)
         self._child.close()
 

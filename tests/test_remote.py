@@ -149,7 +149,7 @@ def test_a_real_model_goes_on_with_the_very_text_of_the_undisturbed_run(stories:
 
 def test_an_engine_that_stands_still_is_replaced_within_the_bound() -> None:
     events: list[Event] = []
-    engine = remote.Engine("auto", "auto", events.extend, hang_s=1.5)
+    engine = remote.Engine("auto", "auto", events.extend, isolation=remote.Isolation(hang_s=1.5))
     try:
         model = engine.load(ModelOptions("null:", **NULL)).number  # type: ignore[arg-type]
         engine.submit(engine.next_ticket(), model, Request((97, 98), max_tokens=6000, ignore_end=True))
@@ -187,9 +187,8 @@ def test_a_request_that_is_there_at_two_deaths_is_given_up_and_the_rest_go_on(is
     model.close()
 
 
-def test_cancels_and_deadlines_count_while_no_engine_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "FIRST_PAUSE_S", 1.5)
-    with arenite.Runtime(isolated=True) as runtime:
+def test_cancels_and_deadlines_count_while_no_engine_runs() -> None:
+    with arenite.Runtime(isolated=arenite.Isolation(first_pause_s=1.5)) as runtime:
         model = runtime.load("null:", **NULL)
         settings: dict[str, Any] = {"max_tokens": 7000, "ignore_end": True}
         late = model.submit([99] * 3, deadline=0.8, **settings)
@@ -208,7 +207,7 @@ def test_cancels_and_deadlines_count_while_no_engine_runs(monkeypatch: pytest.Mo
 
 def test_a_full_journal_answers_busy_and_drops_nothing() -> None:
     ends: list[Event] = []
-    engine = remote.Engine("auto", "auto", ends.extend, journal_bytes=200_000)
+    engine = remote.Engine("auto", "auto", ends.extend, isolation=remote.Isolation(journal_bytes=200_000))
     try:
         model = engine.load(ModelOptions("null:", **NULL)).number  # type: ignore[arg-type]
         request, taken = Request((97,) * 50, max_tokens=2000, ignore_end=True), 200_000 // (4096 + 36 * 50 + 5 * 2000)
@@ -428,6 +427,9 @@ def test_errors_of_the_start_come_from_the_constructor() -> None:
         arenite.Runtime("900TiB", isolated=True)
     with pytest.raises(arenite.ConfigError):
         arenite.Runtime("some", isolated=True)
+    for wrong in ({"hang_s": 0}, {"journal_bytes": "64MiB"}, {"start_s": float("nan")}, {"load_s": True}):
+        with pytest.raises(arenite.ConfigError, match=next(iter(wrong))):
+            arenite.Isolation(**wrong)
     with pytest.raises(arenite.InvalidRequest):
         arenite.Runtime(isolated="yes")  # type: ignore[arg-type]
     runtime = arenite.Runtime(isolated=True)
