@@ -107,6 +107,14 @@ def process_facts(pid: int) -> tuple[int, int]:
         return 0, 0
 
 
+def children(pid: int) -> list[int]:
+    """Return the processes that a process has started, and theirs; none if it is gone."""
+    try:
+        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    except psutil.Error:
+        return []
+
+
 def describe() -> str:
     """Return the machine in words, as it stands beside measured figures: ``2 cores (x86_64, AVX-512), 24 GiB``."""
     try:
